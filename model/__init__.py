@@ -1,0 +1,1 @@
+"""Everything inside the forward pass: configuration, layers, attention, KV storage, tokenizer and checkpoints."""
