@@ -1,0 +1,1 @@
+"""The inference server: token engine, its process, and the HTTP edge. Imports point downwards only."""

@@ -1,0 +1,81 @@
+"""From a checkpoint folder to a running engine: the one place where device, precision and sizes are chosen."""
+
+import logging
+import time
+from pathlib import Path
+
+import torch
+
+from model.checkpoint import load_checkpoint
+from model.config import ModelConfig
+from model.config_json import read_config
+from model.memory import available_bytes
+from model.paged import BLOCK_SIZE, kv_bytes_per_block
+from model.tokenizer import Tokenizer
+from server.engine.config import EngineConfig
+from server.engine.core import EngineCore
+from server.engine.runner import Runner
+from server.engine.selfcheck import choose_product
+from server.engine.sequence import blocks_for
+from server.engine.types import EngineInfo
+
+logger = logging.getLogger(__name__)
+
+# The share of the memory at hand that one model's cache may take when its size is not given.
+_KV_SHARE = 0.25
+
+
+def load_engine(checkpoint: Path, config: EngineConfig) -> EngineCore:
+    """Load a checkpoint folder and prepare it for serving.
+
+    Raises CheckpointError for a folder that cannot be served, ValueError for a configuration the machine cannot meet
+    and InexactBackendError when the exactness check fails.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = _choose_device(config)
+    dtype = _choose_dtype(config, device)
+    model_config = read_config(checkpoint)
+    model = load_checkpoint(checkpoint, dtype, device)
+    choose_product(model, config.allow_inexact)
+    num_blocks = config.num_blocks or _size_cache(model_config, config, dtype, device)
+    info = EngineInfo(
+        vocab_size=model_config.vocab_size,
+        context_length=min(model_config.context_length, num_blocks * BLOCK_SIZE),
+        eos_token_ids=Tokenizer.load(checkpoint).eos_token_ids,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        num_blocks=num_blocks,
+        block_size=BLOCK_SIZE,
+    )
+    logger.info("loaded checkpoint=%s dtype=%s device=%s blocks=%d", checkpoint, info.dtype, device, num_blocks)
+    return EngineCore(info, Runner(model, num_blocks), config.max_running, config.max_step_tokens, time.monotonic)
+
+
+def _choose_device(config: EngineConfig) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not has_cuda:
+        raise ValueError("device is 'cuda', but this machine has no usable CUDA device")
+    return torch.device("cuda" if has_cuda and config.device != "cpu" else "cpu")
+
+
+def _choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it; emulated it would be slower than float32."""
+    if config.dtype == "auto":
+        capabilities = torch.cpu.get_capabilities()
+        native = device.type == "cuda" or capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
+def _size_cache(model: ModelConfig, config: EngineConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """Blocks for every running sequence at full length, as far as memory goes."""
+    wanted = config.max_running * blocks_for(model.context_length)
+    available = available_bytes(device)
+    if available is None:
+        return wanted
+    affordable = int(available * _KV_SHARE) // kv_bytes_per_block(model, dtype)
+    if affordable < 1:
+        raise ValueError(f"num_blocks: {available} bytes of memory leave no room for a single KV block")
+    return min(wanted, affordable)

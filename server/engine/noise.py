@@ -1,0 +1,66 @@
+"""Counter-based noise: a pure function of (seed, position, token id), so that a choice never depends on other requests.
+
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) in torch integer arithmetic.
+"""
+
+import torch
+from torch import Tensor
+
+LANES = 4  # consecutive token ids that share one counter
+
+_MASK = 0xFFFFFFFF
+_ROUNDS = 10
+# Counters are worked off in batches whose temporaries stay in the second-level cache.
+_BATCH = 4096
+# Batches are filled up to a multiple of this many counters, because a vectorised logarithm and the scalar one that
+# finishes an uneven tail may differ in the last bit.
+_TILE = 16
+
+# The noise of a 32-bit uniform lies between -log(33 log 2) and 33 log 2: a logit this far below another cannot win.
+REACH = 26.1
+
+
+def philox(counter: Tensor, key: Tensor) -> Tensor:
+    """Random 32-bit words, [4, n] int64, for counters [4, n] and keys [2, n] of 32-bit words.
+
+    A round multiplies words 0 and 2 and swaps the halves of the two products into place. Here both products are one
+    operation, so words 0 and 2 change places after every round instead. High bits are masked off only before the
+    next multiplication; everything between is exclusive or.
+    """
+    multipliers = torch.tensor([[0xD2511F53], [0xCD9E8D57]], device=counter.device)
+    weyl = torch.tensor([[0x9E3779B9], [0xBB67AE85]], device=counter.device)
+    key = key.clone()
+    factors, others = counter[0::2].clone(), counter[1::2].clone()  # words (0, 2) and (1, 3)
+    products, spare = torch.empty_like(factors), torch.empty_like(factors)
+    for index in range(_ROUNDS):
+        flipped = index % 2 == 1
+        torch.mul(factors, multipliers.flip(0) if flipped else multipliers, out=products)
+        # In a flipped round the rows stand swapped, and so does what they are combined with.
+        torch.bitwise_right_shift(products, 32, out=factors)
+        factors[0].bitwise_xor_(others[1])
+        factors[1].bitwise_xor_(others[0])
+        factors.bitwise_xor_(key if flipped else key.flip(0)).bitwise_and_(_MASK)
+        key += weyl
+        others, products, spare = products, spare, others
+    others.bitwise_and_(_MASK)
+    return torch.stack((factors[0], others[0], factors[1], others[1]))
+
+
+def gumbel_noise(seeds: Tensor, positions: Tensor, counters: Tensor) -> Tensor:
+    """Standard Gumbel noise [n, 4] float64 for the token ids 4 * counter .. 4 * counter + 3.
+
+    seeds [n] int64 (the bits of the unsigned 64-bit seed), positions [n], counters [n]. The Philox key is the seed,
+    the counter (token id // 4, position, 0, 0), the lane token id % 4. Adding the noise to logits and taking the
+    arg-max draws from their softmax (Gumbel 1954; Maddison et al. 2014).
+    """
+    parts = [torch.split(part, _BATCH) for part in (seeds, positions, counters)]
+    return torch.cat([_gumbel_batch(*batch) for batch in zip(*parts, strict=True)])
+
+
+def _gumbel_batch(seeds: Tensor, positions: Tensor, counters: Tensor) -> Tensor:
+    count = len(seeds)
+    words = torch.zeros(6, count + -count % _TILE, dtype=torch.int64, device=seeds.device)
+    words[0, :count], words[1, :count] = counters, positions
+    words[4, :count], words[5, :count] = seeds & _MASK, (seeds >> 32) & _MASK
+    uniform = philox(words[:4], words[4:]).double().add_(0.5).mul_(2.0**-32)  # never 0 or 1
+    return uniform.log_().neg_().log_().neg_().T[:count]

@@ -1,0 +1,35 @@
+"""Runs the model over one step's chunks: integers in, logits out. The only engine file that touches the KV cache."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.gpt import GPT
+from model.kernels import padding
+from model.paged import KVCache, Span, plan_attention
+from model.paged_attention import paged_attend
+
+
+class Runner:
+    """A model with its cache. Rows of a step are padded to whole row tiles, see `model.kernels`."""
+
+    def __init__(self, model: GPT, num_blocks: int) -> None:
+        weight = model.embedding.weight
+        self.model = model
+        self.cache = KVCache(model.config, num_blocks, weight.dtype, weight.device)
+
+    @torch.inference_mode()
+    def run(self, tokens: Sequence[int], spans: Sequence[Span], wanted: Sequence[int]) -> Tensor:
+        """Compute the step's tokens (the spans' tokens, concatenated), storing their keys and values.
+
+        Returns the logits [len(wanted), vocab] float32 of the rows `wanted`; no row is unembedded twice or needlessly.
+        """
+        device = self.cache.keys.device
+        plan = plan_attention(spans, self.model.config, self.cache.num_blocks, device)
+        positions = [position for span in spans for position in range(span.start, span.start + span.length)]
+        pad = [0] * padding(len(tokens))
+        flat = torch.tensor([[*tokens, *pad], [*positions, *pad]], device=device)
+        hidden = self.model(flat[0], flat[1], paged_attend(self.cache, plan))
+        rows = torch.tensor([*wanted, *[0] * padding(len(wanted))], dtype=torch.int64, device=device)
+        return self.model.unembed(hidden[rows])[: len(wanted)]

@@ -1,0 +1,42 @@
+"""One step in numbers, read off its schedule, its outputs and the pool it left behind. Keeps no counters."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from server.engine.scheduler import Schedule, Scheduler
+from server.engine.types import SequenceOutput, StepStats
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """When the stages of a step began and the last one ended, in seconds of the engine's clock."""
+
+    schedule: float
+    run: float
+    sample: float
+    end: float
+
+
+def step_stats(
+    schedule: Schedule, scheduler: Scheduler, outputs: Iterable[SequenceOutput], times: StepTimes
+) -> StepStats:
+    """`scheduler` as the step left it."""
+    # Computed tokens are prompt tokens unless they are outputs fed back; a replay computes both again.
+    fed_back = sum(max(0, chunk.end - max(chunk.start, chunk.sequence.num_prompt)) for chunk in schedule.chunks)
+    return StepStats(
+        started_at=times.schedule,
+        duration_seconds=times.end - times.schedule,
+        schedule_seconds=times.run - times.schedule,
+        forward_seconds=times.sample - times.run,
+        sample_seconds=times.end - times.sample,
+        num_prompt_tokens=sum(chunk.length for chunk in schedule.chunks) - fed_back,
+        num_generated_tokens=sum(len(output.tokens) for output in outputs),
+        num_prefix_query_tokens=schedule.num_prefix_query_tokens,
+        num_prefix_hit_tokens=schedule.num_prefix_hit_tokens,
+        num_preemptions=schedule.num_preemptions,
+        num_running=len(scheduler.running),
+        num_waiting=len(scheduler.waiting),
+        num_blocks=scheduler.pool.num_blocks,
+        num_free_blocks=scheduler.pool.num_free,
+        num_cached_blocks=scheduler.pool.num_cached,
+    )
