@@ -1,0 +1,79 @@
+"""The `minigpt-loadtest` command: settings in, tables and files out, an exit code that tells whether all went well."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from loadtest.command_line import PROGRAM, parse
+from loadtest.config import Config
+from loadtest.document import document
+from loadtest.measure import Run, measure
+from loadtest.plots import plot_runs
+from loadtest.progress import LiveProgress
+from loadtest.record import RequestError
+from loadtest.refusal import ConfigError, refuse
+from loadtest.report import show_run, show_sweep, show_versus
+from loadtest.versus import compare
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is returned."""
+    try:
+        config = parse(sys.argv[1:] if arguments is None else arguments)
+        lines = _read_prompts(config.requests.prompts)
+        return _run(config, lines)
+    except ConfigError as problem:
+        print(f"{PROGRAM}: {problem}", file=sys.stderr)
+        return 2
+    except RequestError as problem:
+        print(f"{PROGRAM}: cannot begin: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(config: Config, lines: Sequence[str]) -> int:
+    console = Console()
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    runs = asyncio.run(_measure(config, lines, console))
+    comparisons = compare(runs)
+    if len({run.step.point for run in runs}) > 1:
+        show_sweep(console, runs)
+    if comparisons:
+        show_versus(console, comparisons)
+    if config.report.json is not None:
+        config.report.json.write_bytes(document(config, runs, started_at))
+    if config.report.plot is not None:
+        plot_runs(config.report.plot, runs)
+    had_errors = any(run.summary.totals.errors or run.warmup_errors for run in runs)
+    return 1 if had_errors and not config.report.allow_errors else 0
+
+
+async def _measure(config: Config, lines: Sequence[str], console: Console) -> list[Run]:
+    runs = []
+    with LiveProgress(console) as progress:
+        async for run in measure(config, lines, progress):
+            show_run(console, run, config.requests.continuous_usage)
+            runs.append(run)
+    return runs
+
+
+def _read_prompts(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as problem:
+        refuse("prompts", path, f"cannot be read: {problem}")
+    if not lines:
+        refuse("prompts", path, "must hold at least one line")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

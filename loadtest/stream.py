@@ -1,0 +1,132 @@
+"""What an answer's events mean: typed JSON in, token times and counts out. Pure; time is an argument."""
+
+import msgspec
+
+from loadtest.record import RequestError
+
+
+class Details(msgspec.Struct):
+    """Part of usage."""
+
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    """Token counts by the server's own account."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: Details | None = None
+
+
+class Delta(msgspec.Struct):
+    """A chat chunk's text, under the names servers use for it."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[object] | None = None
+
+
+class Choice(msgspec.Struct):
+    """One answer's part of a chunk; `text` for completions, `delta` for chat."""
+
+    text: str | None = None
+    delta: Delta | None = None
+    finish_reason: str | None = None
+
+    def has_content(self) -> bool:
+        """Whether it shows the reader anything new. A chat stream's opening role chunk does not."""
+        delta = self.delta or Delta()
+        return bool(self.text or delta.content or delta.reasoning_content or delta.reasoning or delta.tool_calls)
+
+
+class Event(msgspec.Struct):
+    """One `data:` payload."""
+
+    choices: list[Choice] | None = None
+    usage: Usage | None = None
+    error: object = None
+
+
+class StreamReading:
+    """Follows one answer event by event. Fields are read by the client once the stream is over."""
+
+    def __init__(self, continuous_usage: bool) -> None:
+        self._continuous = continuous_usage
+        self._counted = 0
+        self._first_tokens = 1
+        self.first: float | None = None
+        self.last = 0.0
+        self.itls: list[float] = []
+        self.num_chunks = 0
+        self.num_carried = 0
+        self.usage: Usage | None = None
+        self.finish_reason: str | None = None
+        self.answered = False
+        """Set by the client once the response's head was good."""
+        self.done_at: float | None = None
+
+    def observe(self, payload: bytes, now: float) -> None:
+        """Take one event's data that arrived at `now`. Raises RequestError for an error event or bad JSON."""
+        if payload == b"[DONE]":
+            self.done_at = now
+            return
+        event = _decode(payload)
+        for choice in event.choices or []:
+            self.finish_reason = choice.finish_reason or self.finish_reason
+        if self.finish_reason in ("error", "abort"):
+            raise RequestError("stream_error", f"finish_reason {self.finish_reason}")
+        num_tokens = self._tokens_in(event)
+        self.usage = event.usage or self.usage
+        if num_tokens:
+            self._mark(num_tokens, now)
+
+    def _tokens_in(self, event: Event) -> int:
+        if not event.choices:
+            return 0
+        if self._continuous and event.usage is not None and event.usage.completion_tokens is not None:
+            num_new = event.usage.completion_tokens - self._counted
+            self._counted = event.usage.completion_tokens
+            return max(0, num_new)
+        return int(any(choice.has_content() for choice in event.choices))
+
+    def _mark(self, num_tokens: int, now: float) -> None:
+        self.num_chunks += 1
+        self.num_carried += num_tokens
+        if self.first is None:
+            self.first, self._first_tokens = now, num_tokens
+        else:
+            # A chunk of k tokens is k gaps of a k-th each, so that a token weighs the same however it was sent.
+            self.itls.extend([(now - self.last) / num_tokens] * num_tokens)
+        self.last = now
+
+    @property
+    def complete(self) -> bool:
+        """Whether the server said that the answer was over."""
+        return self.done_at is not None or self.finish_reason is not None
+
+    @property
+    def output_tokens(self) -> int:
+        """The server's count, or what the chunks carried where it gave none."""
+        if self.usage is not None and self.usage.completion_tokens is not None:
+            return self.usage.completion_tokens
+        return self.num_carried
+
+    @property
+    def tpot(self) -> float | None:
+        """Seconds per token after the first chunk; None where a second chunk never came."""
+        num_later = self.output_tokens - self._first_tokens
+        if self.first is None or self.num_chunks < 2 or num_later < 1:
+            return None
+        return (self.last - self.first) / num_later
+
+
+def _decode(payload: bytes) -> Event:
+    try:
+        event = msgspec.json.decode(payload, type=Event)
+    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
+        raise RequestError("malformed", f"{problem}: {payload[:80]!r}") from problem
+    if event.error is not None:
+        raise RequestError("stream_error", msgspec.json.encode(event.error).decode())
+    return event
