@@ -1,0 +1,57 @@
+"""From a checked request to the engine's sequences: parameters, limits, seeds. It knows no response shape."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from server.api.choice import Choice, ChoiceOptions
+from server.api.parameters import check_choices, resolve
+from server.api.prompts import TokenizedPrompt, fit_max_tokens
+from server.api.run import Admitted
+from server.api.schemas import CompletionRequest
+from server.api.schemas_chat import ChatRequest
+from server.api.served_model import ServedModel
+from server.api.service import Service
+from server.api.stop_strings import StopStrings
+from server.engine.types import SequenceRequest
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is settled before the engine is asked, so that nothing can fail between asking and answering."""
+
+    admitted: Admitted
+    sequences: Sequence[SequenceRequest]
+    choices: Sequence[Choice]
+
+
+def prepare(
+    service: Service,
+    model: ServedModel,
+    asked: CompletionRequest | ChatRequest,
+    prompts: Sequence[TokenizedPrompt],
+    tenant: str,
+) -> Prepared:
+    """The request's sequences, n for each prompt. Raises BadRequest, or EngineUnavailable for a model never loaded."""
+    info = service.engine_info(model)
+    n = check_choices(asked, len(prompts), service.settings)
+    resolved = resolve(asked, model.defaults, info, service.random_bits())
+    is_chat = isinstance(asked, ChatRequest)
+    limits = [fit_max_tokens(prompt, resolved.max_tokens, is_chat, info.context_length) for prompt in prompts]
+    sequences = [
+        SequenceRequest(
+            id=index,
+            prompt=prompts[index // n].tokens,
+            params=resolved.for_choice(index, limits[index // n]),
+            cache_salt=_cache_salt(tenant, asked.cache_salt),
+        )
+        for index in range(n * len(prompts))
+    ]
+    options = ChoiceOptions(StopStrings(asked.stop), bool(asked.include_stop_str_in_output), resolved.params.min_tokens)
+    seeds = [sequence.params.seed for sequence in sequences]
+    choices = [Choice(model.tokenizer, options) for _ in sequences]
+    return Prepared(Admitted(prompts, n, seeds, resolved.in_force), sequences, choices)
+
+
+def _cache_salt(tenant: str, asked: str | None) -> str:
+    """Requests share cached prefixes when both their key and their own salt agree."""
+    return f"{tenant}|{asked or ''}" if tenant or asked else ""

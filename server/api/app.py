@@ -1,0 +1,92 @@
+"""The application: routes, middleware and the error handler put together. It starts nothing."""
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI
+from sse_starlette.sse import AppStatus
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from server.api.auth import BearerAuth
+from server.api.chat import chat_router
+from server.api.chat_template import ChatTemplate
+from server.api.completions import completions_router
+from server.api.engine_port import Engine
+from server.api.errors import error_responder
+from server.api.health import health_router
+from server.api.models import models_router
+from server.api.openapi import DocumentedApp
+from server.api.request_id import RequestId
+from server.api.schemas import CompletionRequest
+from server.api.schemas_chat import ChatRequest
+from server.api.served_model import ServedModel
+from server.api.service import Service
+from server.api.settings import ApiSettings
+from server.api.tokenization import DetokenizeRequest, TokenizeRequest, tokenization_router
+from server.errors import ServerError
+
+
+def _random_bits() -> int:
+    return secrets.randbits(64)
+
+
+def create_app(
+    engine: Engine,
+    models: Sequence[ServedModel],
+    settings: ApiSettings,
+    metrics_text: Callable[[], bytes],
+    clock: Callable[[], float] = time.time,
+    random_bits: Callable[[], int] = _random_bits,
+) -> FastAPI:
+    """The HTTP side of one server. `random_bits` gives 64 bits: seeds of requests without one, and ids.
+
+    Raises ValueError when there is no model, two share a name, or a chat template is not valid.
+    """
+    if not models or len({model.name for model in models}) != len(models):
+        raise ValueError("there must be at least one model, and no two of one name")
+    # On SIGTERM sse-starlette would cut every stream at once. Here whoever runs the server drains it: streams end when
+    # their requests do, or when the engine gives them up.
+    disable_drain: Callable[[], None] = AppStatus.disable_automatic_graceful_drain  # the library leaves it untyped
+    disable_drain()
+    service = Service(
+        engine=engine,
+        models={model.name: model for model in models},
+        templates={model.name: ChatTemplate(model.chat_template, model.special_tokens, clock) for model in models},
+        settings=settings,
+        version=_package_version(),
+        clock=clock,
+        random_bits=random_bits,
+    )
+    respond_to_error = error_responder(settings.retry_after_seconds)
+    app = DocumentedApp(
+        title="Mini-GPT server",
+        version=service.version,
+        docs_url=None,  # the pages load their scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=[
+            Middleware(RequestId, random_bits=random_bits),
+            Middleware(BearerAuth, api_keys=settings.api_keys),
+        ],
+        exception_handlers=dict.fromkeys((ServerError, HTTPException, Exception), respond_to_error),
+    )
+    for router in (
+        completions_router(service),
+        chat_router(service),
+        models_router(service),
+        tokenization_router(service),
+        health_router(service, metrics_text),
+    ):
+        app.include_router(router)
+    app.bodies = (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
+    return app
+
+
+def _package_version() -> str:
+    try:
+        return version("minigpt")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "unknown"

@@ -1,0 +1,122 @@
+"""One choice of an answer: engine outputs in, text and tokens out. It knows no HTTP and no response shape.
+
+Text and tokens do not depend on how the engine grouped tokens into steps, nor on when they are taken.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from server.api.detokenizer import IncrementalText
+from server.api.served_model import Tokenizer
+from server.api.stop_strings import StopScanner, StopStrings
+from server.engine.types import SequenceOutput, TokenLogprob
+from server.errors import EngineFailed
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class ShownToken:
+    """A token of the answer. `offset` is where in the choice's text its first byte's character stands."""
+
+    id: int
+    offset: int
+    logprob: TokenLogprob | None
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a choice gained since it was last asked. `finish` and `stop_reason` come with the last one only."""
+
+    text: str
+    tokens: tuple[ShownToken, ...]
+    finish: Finish | None
+    stop_reason: int | str | None  # the stop token or stop string that ended it, with `finish` only
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.tokens or self.finish)
+
+
+@dataclass(frozen=True)
+class ChoiceOptions:
+    """What all choices of a request share."""
+
+    stops: StopStrings
+    include_stop: bool = False  # stop strings and stop tokens stay in the text
+    min_tokens: int = 0  # stop strings completed before this many tokens exist are text
+
+
+class Choice:
+    """Accumulates one sequence's outputs until it is finished; `take` hands over what may be shown."""
+
+    def __init__(self, tokenizer: Tokenizer, options: ChoiceOptions) -> None:
+        self._tokenizer = tokenizer
+        self._options = options
+        self._text = IncrementalText()
+        self._scanner = StopScanner(options.stops, options.include_stop)
+        self._waiting_tokens: list[ShownToken] = []
+        self._ready_tokens: list[ShownToken] = []
+        self._ready_text: list[str] = []
+        self._stop_reason: int | str | None = None
+        self.prompt_logprobs: list[TokenLogprob] = []
+        self.num_tokens = 0  # generated, shown or not, up to and including the one that ended the choice
+        self.num_cached_tokens = 0
+        self.finish: Finish | None = None
+
+    def push(self, output: SequenceOutput) -> None:
+        """Take in one engine output. Raises EngineFailed when it reports that the sequence could not go on."""
+        if self.finish:
+            return
+        self.prompt_logprobs += output.prompt_logprobs
+        self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        for index, token in enumerate(output.tokens):
+            logprob = output.logprobs[index] if output.logprobs else None
+            is_stop = output.stop_token is not None and index == len(output.tokens) - 1
+            self._push_token(ShownToken(token, self._text.length, logprob), is_stop)
+            if self.finish:
+                return
+        if output.finish_reason == "error":
+            raise EngineFailed("The model produced numbers that are not finite.")
+        if output.finish_reason == "abort":
+            raise EngineFailed("The server gave the request up before it was finished.")
+        if output.finish_reason is not None:
+            self._end(output.finish_reason, output.stop_token)
+
+    def take(self) -> Delta:
+        """What became ready since the last call; falsy when nothing did."""
+        text, self._ready_text = "".join(self._ready_text), []
+        tokens, self._ready_tokens = tuple(self._ready_tokens), []
+        return Delta(text, tokens, self.finish, self._stop_reason)
+
+    def _push_token(self, token: ShownToken, is_stop: bool) -> None:
+        self.num_tokens += 1
+        if is_stop and not self._options.include_stop:
+            return
+        self._waiting_tokens.append(token)
+        self._push_text(self._text.push(self._tokenizer.token_bytes(token.id)))
+
+    def _push_text(self, text: str) -> None:
+        armed = self.num_tokens >= self._options.min_tokens
+        self._ready_text.append(self._scanner.push(text, armed))
+        if self._scanner.stopped_by is not None:
+            self.finish, self._stop_reason = "stop", self._scanner.stopped_by
+        self._release_tokens()
+
+    def _release_tokens(self) -> None:
+        """A token whose text begins where text may still be cut away waits; without stop strings none does."""
+        if not self._options.stops:
+            num_ready = len(self._waiting_tokens)
+        else:
+            released = self._scanner.num_released
+            num_ready = sum(token.offset < released for token in self._waiting_tokens)  # offsets never decrease
+        self._ready_tokens += self._waiting_tokens[:num_ready]
+        self._waiting_tokens = self._waiting_tokens[num_ready:] if not self.finish else []
+
+    def _end(self, finish: Finish, stop_token: int | None) -> None:
+        self._push_text(self._text.finish())
+        if self.finish:  # the replacement character of an unfinished one completed a stop string
+            return
+        self._ready_text.append(self._scanner.finish())
+        self._ready_tokens += self._waiting_tokens
+        self._waiting_tokens = []
+        self.finish, self._stop_reason = finish, stop_token

@@ -1,0 +1,26 @@
+"""Tokens to text, a token at a time, losing nothing. It knows bytes only: no tokenizer, no stop string, no request."""
+
+import codecs
+
+
+class IncrementalText:
+    """UTF-8 over a stream of byte strings: the pieces joined are the joined bytes decoded with errors="replace".
+
+    A character split over tokens appears with the token that completes it, never as a replacement character first.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.length = 0  # characters given out so far: the offset at which the next byte's character will stand
+
+    def push(self, data: bytes) -> str:
+        """The characters that `data` completes."""
+        return self._count(self._decoder.decode(data))
+
+    def finish(self) -> str:
+        """What the end of the stream leaves of an unfinished character: a replacement character, or nothing."""
+        return self._count(self._decoder.decode(b"", final=True))
+
+    def _count(self, text: str) -> str:
+        self.length += len(text)
+        return text

@@ -1,0 +1,40 @@
+"""What the HTTP edge asks of whatever runs the models. It knows no process, no transport and no text."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Protocol
+
+from server.engine.types import EngineInfo, SequenceOutput, SequenceRequest
+
+
+class Generation(Protocol):
+    """One client request's sequences (several prompts times n), open until all have ended or it is closed."""
+
+    def __aiter__(self) -> AsyncIterator[Sequence[SequenceOutput]]:
+        """One item per engine step that touched the request; if steps piled up, one item with their outputs in order.
+
+        `SequenceOutput.id` is the index the sequence was opened with. Ends after every sequence has its finish.
+        Raises EngineFailed if the engine dies meanwhile.
+        """
+        ...
+
+    def stop(self, index: int) -> None:
+        """A stop string was found: the sequence ends with outcome "stop" and nothing more is delivered for it."""
+        ...
+
+    def close(self) -> None:
+        """Abort whatever has not finished. Idempotent, and always called."""
+        ...
+
+
+class Engine(Protocol):
+    """All models being served."""
+
+    def models(self) -> Mapping[str, EngineInfo]:
+        """Served name to what is known of it; the last known while an engine restarts."""
+        ...
+
+    def is_ready(self) -> bool: ...
+
+    def open(self, model: str, sequences: Sequence[SequenceRequest]) -> Generation:
+        """Admit sequences whose ids are 0..len-1. Raises QueueFull, EngineUnavailable or Draining."""
+        ...

@@ -1,0 +1,90 @@
+"""The one place that turns exceptions into HTTP: status, OpenAI-shaped body, headers. It knows no endpoint."""
+
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.errors import BadRequest, Draining, EngineFailed, EngineUnavailable, QueueFull, ServerError
+
+
+class ClientLeft(ServerError):  # noqa: N818 (named for what happened, as the rest of the tree)
+    """The client closed the connection before its answer was ready; there is nobody to tell."""
+
+
+class ErrorBody(msgspec.Struct):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+@dataclass(frozen=True)
+class ApiError:
+    """An exception as HTTP."""
+
+    status: int
+    body: ErrorBody
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        return msgspec.json.encode({"error": self.body})
+
+    def to_response(self) -> Response:
+        return Response(self.to_json(), self.status, dict(self.headers), media_type="application/json")
+
+
+def to_api_error(error: Exception, retry_after_seconds: int) -> ApiError:
+    """The HTTP form of any exception; `retry_after_seconds` is what a client is told when the error does not say."""
+    match error:
+        case BadRequest():
+            return _client_error(error.status, error.message, error.parameter, error.code)
+        case QueueFull():
+            return _try_later(str(error), "queue_full", error.retry_after_seconds)
+        case Draining():
+            return _try_later(str(error) or "The server is shutting down.", "draining", retry_after_seconds)
+        case EngineUnavailable():
+            return _try_later(str(error) or "The model is not ready.", "engine_unavailable", retry_after_seconds)
+        case EngineFailed():
+            return _server_error(500, str(error) or "The engine failed.", "engine_error")
+        case ClientLeft():
+            return _server_error(499, "The client closed the connection.", "client_left")
+        case HTTPException():
+            return _routing_error(error)
+    return _server_error(500, "The server failed to handle the request.", "internal_error")
+
+
+def error_responder(retry_after_seconds: int) -> Callable[[Request, Exception], Coroutine[None, None, Response]]:
+    """The exception handler of the whole application."""
+
+    async def respond(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            error = HTTPException(error.status_code, f"{request.method} {request.url.path[:200]}", error.headers)
+        return to_api_error(error, retry_after_seconds).to_response()
+
+    return respond
+
+
+def _client_error(status: int, message: str, parameter: str | None, code: str) -> ApiError:
+    return ApiError(status, ErrorBody(message, "invalid_request_error", parameter, code))
+
+
+def _server_error(status: int, message: str, code: str) -> ApiError:
+    return ApiError(status, ErrorBody(message, "server_error", None, code))
+
+
+def _try_later(message: str, code: str, seconds: int) -> ApiError:
+    return ApiError(503, ErrorBody(message, "server_error", None, code), {"Retry-After": str(max(1, seconds))})
+
+
+def _routing_error(error: HTTPException) -> ApiError:
+    """What the router raises by itself: no such path, or no such method on it."""
+    reasons = {404: ("no such endpoint", "not_found"), 405: ("method not allowed", "method_not_allowed")}
+    reason, code = reasons.get(error.status_code, ("refused", "http_error"))
+    body = ErrorBody(f"{error.detail}: {reason}.", "invalid_request_error", None, code)
+    return ApiError(error.status_code, body, error.headers or {})

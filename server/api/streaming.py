@@ -1,0 +1,103 @@
+"""Answers as server-sent events, and the response that carries them. It knows no parameter and no prompt."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from sse_starlette import EventSourceResponse
+from starlette.types import Receive, Scope, Send
+
+from server.api.answers import Answer, Usage
+from server.api.errors import to_api_error
+from server.api.run import Run
+from server.api.shapes import Envelope, Shape
+from server.errors import ServerError
+
+_DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """How one streamed request is to be told."""
+
+    envelope: Envelope
+    shape: Shape
+    include_usage: bool  # a last event with the usage and no choices
+    continuous_usage: bool  # the usage so far in every event
+
+
+class EventWriter:
+    """Turns what the choices gained into bytes: one event per choice, all of a step in one piece."""
+
+    def __init__(self, plan: StreamPlan, run: Run) -> None:
+        self._plan = plan
+        self._run = run
+        self._begun: set[int] = set()
+
+    def step(self, touched: Sequence[int]) -> bytes:
+        """The events of one engine step; empty when all it brought must still be held back."""
+        events: list[Answer] = []
+        for index in touched:
+            choice = self._run.choices[index]
+            delta = choice.take()
+            if not delta:
+                continue
+            shape = self._plan.shape
+            for shaped in shape.chunk_choices(index, choice, delta, is_first=index not in self._begun):
+                is_first = not self._begun and not events
+                events.append(self._plan.envelope.wrap(shape.chunk_object, [shaped], self._usage(), is_first))
+            self._begun.add(index)
+        return b"".join(map(_event, events))
+
+    def ending(self) -> bytes:
+        """The end of a stream in which every choice is finished."""
+        if not self._plan.include_usage:
+            return _DONE
+        usage = self._run.usage()
+        last = self._plan.envelope.wrap(self._plan.shape.chunk_object, [], usage, is_first=False)
+        return _event(last) + _DONE
+
+    def _usage(self) -> Usage | UnsetType | None:
+        if self._plan.continuous_usage:
+            return self._run.usage()
+        return None if self._plan.include_usage else UNSET
+
+
+async def first_events(run: Run, writer: EventWriter) -> bytes:
+    """Wait until there is something to show, so that what fails before is an ordinary HTTP error."""
+    while not (events := writer.step(await run.step())):
+        pass
+    return events
+
+
+async def event_stream(run: Run, writer: EventWriter, first: bytes, retry_after_seconds: int) -> AsyncIterator[bytes]:
+    """`first`, then the events of every further step. A failure is the last event, and then there is no [DONE]."""
+    events = first
+    try:
+        while not run.is_done:
+            if events:
+                yield events
+            events = writer.step(await run.step())
+    except ServerError as error:
+        yield b"data: " + to_api_error(error, retry_after_seconds).to_json() + b"\n\n"
+        return
+    yield events + writer.ending()
+
+
+class EventStream(EventSourceResponse):
+    """Calls `on_end` when the response is over in whatever way, even if its first event was never asked for."""
+
+    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None], ping_seconds: int) -> None:
+        super().__init__(events, sep="\n", ping=ping_seconds)
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._on_end()
+
+
+def _event(answer: Answer) -> bytes:
+    return b"data: " + msgspec.json.encode(answer) + b"\n\n"

@@ -1,0 +1,36 @@
+"""The application over a fake engine, with a clock that stands still and random bits that count up from 1."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+from fake_engine import ByteTokenizer, FakeEngine
+from fastapi import FastAPI
+
+from server.api.app import create_app
+from server.api.served_model import ServedModel
+from server.api.settings import ApiSettings
+
+NOW = 1_700_000_000
+MODEL = ServedModel("tiny", Path("tiny"), ByteTokenizer(), None, NOW - 1000)
+
+
+def make_app(engine: FakeEngine, model: ServedModel = MODEL, settings: ApiSettings | None = None) -> FastAPI:
+    counter = itertools.count(1)
+    return create_app(
+        engine,
+        [model],
+        settings or ApiSettings(),
+        lambda: b"# metrics\n",
+        clock=lambda: NOW + 0.5,
+        random_bits=lambda: next(counter),
+    )
+
+
+def with_template(source: str) -> ServedModel:
+    return replace(MODEL, chat_template=source)
+
+
+def client_of(app: FastAPI, **headers: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://tiny", headers=headers)
