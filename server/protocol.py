@@ -1,0 +1,93 @@
+"""What the HTTP process and the engine process say to each other, as tagged msgpack structs.
+
+To the engine: Configure once, then Commands. From it: Ready or Fatal once, then a StepReport per step and the rare
+Refused. Closing the connection is the only way to say goodbye, and both sides take it as that. Models are numbered in
+the order Configure lists them. Knows no sockets.
+"""
+
+import msgspec
+
+from server.engine.config import EngineConfig
+from server.engine.types import EngineInfo, SequenceRequest, StepOutput
+from server.framing import frame
+from server.logs import LogFormat
+
+
+class ModelSource(msgspec.Struct, frozen=True):
+    """A model to serve: its public name and its checkpoint folder."""
+
+    name: str
+    path: str
+
+
+class Configure(msgspec.Struct, frozen=True, tag="configure"):
+    """All the engine process must know to load and run its models."""
+
+    models: tuple[ModelSource, ...]
+    engine: EngineConfig
+    log_level: str = "info"
+    log_format: LogFormat = "text"
+
+
+class Addition(msgspec.Struct, frozen=True, array_like=True):
+    """One sequence for one model."""
+
+    model: int
+    sequence: SequenceRequest
+
+
+class Commands(msgspec.Struct, frozen=True, tag="commands"):
+    """All that one turn of the event loop asks for. Additions come first: an abort may name one of them."""
+
+    add: tuple[Addition, ...] = ()
+    abort: tuple[int, ...] = ()
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """Every model is loaded; one entry per configured model, in order."""
+
+    models: tuple[EngineInfo, ...]
+
+
+class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
+    """The models cannot be served as configured; trying again would not help."""
+
+    message: str
+
+
+class StepReport(msgspec.Struct, frozen=True, tag="step"):
+    """One step of one model's core, whole."""
+
+    model: int
+    step: StepOutput
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """Sequences the engine could not take; each ends with finish reason "error", its neighbours are untouched."""
+
+    ids: tuple[int, ...]
+
+
+ToEngine = Configure | Commands
+FromEngine = Ready | Fatal | StepReport | Refused
+
+# Encoders and decoders are immutable tables built from the types above; building one per message would cost more than
+# the message.
+_ENCODER = msgspec.msgpack.Encoder()
+_TO_ENGINE: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+_FROM_ENGINE: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+
+
+def encode(message: ToEngine | FromEngine) -> bytes:
+    """The message as one frame. Raises FrameTooLarge."""
+    return frame(_ENCODER.encode(message))
+
+
+def decode_to_engine(payload: bytes) -> ToEngine:
+    """What the HTTP process sent. Raises msgspec.DecodeError."""
+    return _TO_ENGINE.decode(payload)
+
+
+def decode_from_engine(payload: bytes) -> FromEngine:
+    """What the engine process sent. Raises msgspec.DecodeError."""
+    return _FROM_ENGINE.decode(payload)
