@@ -36,5 +36,8 @@ $(TESTED): pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $(SERVED) $@
 
+bench: $(SERVED) ## Throughput of the shipped and of random checkpoints, with the share of each step outside the model.
+	$(BIN)/python -m benchmarks.throughput $(BENCH_FLAGS)
+
 clean: ## Remove the virtual environment and every cache.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

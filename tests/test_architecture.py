@@ -22,7 +22,10 @@ FORBIDDEN = [
     ("server/engine/scheduler.py", ("torch", "numpy", "model")),
     ("server/engine/block_pool.py", ("torch", "numpy", "model")),
     ("server/engine/sequence.py", ("torch", "numpy", "model")),
-    ("server/api", ("torch", "prometheus_client", "server.engine.core", "server.engine.runner", "server.engine_process")),
+    (
+        "server/api",
+        ("torch", "prometheus_client", "server.engine.core", "server.engine.runner", "server.engine_process"),
+    ),
 ]
 
 

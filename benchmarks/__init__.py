@@ -1,0 +1,1 @@
+"""Committed measurements that anyone can rerun."""

@@ -1,0 +1,59 @@
+"""Write a checkpoint of a well-known size with random weights: speed does not depend on what the weights say.
+
+python benchmarks/random_checkpoint.py gpt2-124m /tmp/gpt2-124m
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from model.checkpoint import save_checkpoint
+from model.config import ModelConfig
+from model.gpt import GPT, initialise
+from model.tokenizer import train_bpe_tokenizer
+
+GPT2_124M = ModelConfig(
+    vocab_size=50_257,
+    hidden_size=768,
+    num_layers=12,
+    num_heads=12,
+    num_kv_heads=12,
+    head_dim=64,
+    intermediate_size=3_072,
+    context_length=1_024,
+    norm="layernorm",
+    positions="learned",
+    feed_forward="gelu_tanh",
+    attention_bias=True,
+    feed_forward_bias=True,
+)
+SIZES = {
+    "gpt2-124m": GPT2_124M,
+    "gpt-10m": replace(
+        GPT2_124M,
+        vocab_size=4_096,
+        hidden_size=384,
+        num_layers=6,
+        num_heads=6,
+        num_kv_heads=6,
+        intermediate_size=1_536,
+        context_length=512,
+    ),
+}
+
+
+def write(size: str, folder: Path) -> None:
+    """A random model of `size` with a tokenizer of single bytes, in bfloat16."""
+    model = GPT(SIZES[size])
+    initialise(model, torch.Generator().manual_seed(0))
+    tokenizer = train_bpe_tokenizer(["no merges are learned from this"], vocab_size=257)
+    save_checkpoint(model, folder, dtype=torch.bfloat16, eos_token_ids=tokenizer.eos_token_ids)
+    tokenizer.save(folder)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] not in SIZES:
+        sys.exit(f"usage: random_checkpoint.py {{{','.join(SIZES)}}} FOLDER")
+    write(sys.argv[1], Path(sys.argv[2]))
