@@ -1,7 +1,7 @@
 """The one description of a model: orthogonal fields, validated once, for training and serving. Imports no torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Norm = Literal["layernorm", "rmsnorm"]
 NormPlacement = Literal["pre", "post"]
@@ -21,6 +21,12 @@ LIMITS = {
     "context_length": 4_194_304,
 }
 MAX_EXPERTS = 1_024
+CHOICES: dict[str, tuple[str, ...]] = {
+    "norm": get_args(Norm),
+    "norm_placement": get_args(NormPlacement),
+    "positions": get_args(Positions),
+    "feed_forward": get_args(FeedForward),
+}
 
 
 class ConfigError(ValueError):
@@ -62,6 +68,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for field, limit in LIMITS.items():
             _check_range(field, getattr(self, field), 1, limit)
+        for field, kinds in CHOICES.items():
+            if getattr(self, field) not in kinds:
+                raise ConfigError(f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(kinds)}")
         _check_range("num_experts", self.num_experts, 0, MAX_EXPERTS)
         _check_range("num_experts_per_token", self.num_experts_per_token, min(1, self.num_experts), self.num_experts)
         if self.num_heads % self.num_kv_heads:

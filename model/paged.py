@@ -119,6 +119,8 @@ def _plan_group(
     for index, (span, _, offset) in enumerate(tiles):
         used = (span.start + offset + int(lengths[index]) - 1) // BLOCK_SIZE + 1
         tables[index, :used] = span.blocks[:used]
+        # Padding splits read the sequence's own first block: another's might hold a NaN, which outlives its masking.
+        tables[index, used:] = span.blocks[0]
     return TileGroup(
         rows=torch.from_numpy(rows.ravel()).to(device),
         gather=torch.from_numpy((heads + tables.ravel()).ravel()).to(device),

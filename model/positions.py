@@ -26,7 +26,8 @@ class PositionTable:
 
 def rotary_table(context_length: int, head_dim: int, theta: float) -> Tensor:
     """Cosines and sines of every position, [context_length, 2, head_dim / 2] float32 (Su et al. 2021)."""
-    inverse = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    # Rounded as transformers rounds it: at position 8000 the last bit of a frequency moves an angle by 1e-3.
+    inverse = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angles = torch.arange(context_length, dtype=torch.float32)[:, None] * inverse
     return torch.stack((angles.cos(), angles.sin()), dim=1)
 
