@@ -9,15 +9,25 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Raises ValueError naming the field that is out of range."""
+    """The engine: its device, its precision, and how much it does at once.
+
+    Raises ValueError naming the field that is out of range.
+    """
 
     device: Device = "auto"
+    """auto takes a CUDA device if there is one."""
     dtype: Dtype = "auto"
-    num_blocks: int | None = None  # KV blocks of 16 tokens; None sizes the cache from the memory at hand
-    max_running: int = 64  # sequences per step
-    max_step_tokens: int = 512  # prompt and output tokens per step; long prompts are cut into chunks of at most this
-    threads: int | None = None  # CPU threads of the engine; None is every core
-    allow_inexact: bool = False  # serve although the start-up check found answers that depend on batch-mates
+    """auto is bfloat16 where the hardware multiplies it, float32 elsewhere."""
+    num_blocks: int | None = None
+    """KV-cache blocks of 16 tokens per model; sized from the memory at hand when not given."""
+    max_running: int = 64
+    """Sequences that decode together."""
+    max_step_tokens: int = 512
+    """Prompt and output tokens computed in one step; longer prompts are cut into chunks."""
+    threads: int | None = None
+    """CPU threads of the engine; every core when not given."""
+    allow_inexact: bool = False
+    """Serve although the start-up check found that answers depend on what else is running."""
 
     def __post_init__(self) -> None:
         bounds = (

@@ -1,6 +1,5 @@
 """How one sequence is to be decoded: the validated sampling parameters. Knows no torch and no HTTP."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -91,12 +90,12 @@ class SamplingParams:
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not math.isfinite(value) or not low <= value <= high:
+    if not low <= value <= high:  # as it stands, NaN is refused too
         raise ParameterError(name, f"is {value}; it must be between {low} and {high}")
 
 
 def _check_positive(name: str, value: float, high: float) -> None:
-    if not math.isfinite(value) or not 0.0 < value <= high:
+    if not 0.0 < value <= high:
         raise ParameterError(name, f"is {value}; it must be above 0 and at most {high}")
 
 

@@ -17,6 +17,10 @@ from server.engine.noise import LANES, REACH, gumbel_noise
 from server.engine.params import SamplingParams
 from server.engine.types import TokenLogprob
 
+# The lowest temperature that divides logits without overflow. A colder one draws the same token: at this one already
+# no noise bridges the distance between two different logits.
+_COLDEST = 1e-30
+
 
 @dataclass
 class History:
@@ -128,7 +132,7 @@ def _penalise(logits: Tensor, rows: Sequence[Row]) -> None:
 
 def _draw(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     """Filter and draw; logits [rows, vocab], every row with a temperature above 0."""
-    scaled = logits / _column(rows, lambda params: params.temperature, logits)
+    scaled = logits / _column(rows, lambda params: max(params.temperature, _COLDEST), logits)
     vocab_size = logits.shape[-1]
     stages: tuple[tuple[Callable[[SamplingParams], bool], Callable[[Tensor, Sequence[Row]], Tensor]], ...] = (
         (lambda params: 0 < params.top_k < vocab_size, _top_k),
