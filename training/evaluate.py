@@ -1,0 +1,29 @@
+"""The validation loss: every token of the split predicted once. Knows no optimiser and no file."""
+
+import torch
+
+from training.config import TrainingError
+from training.dataset import TokenArray, whole_windows
+from training.objective import Objective
+from training.parallel import Workers
+
+
+def validation_loss(objective: Objective, tokens: TokenArray, batch_size: int, workers: Workers) -> float:
+    """Mean cross-entropy in nats per token over adjacent, not overlapping windows of the model's context.
+
+    The first tokens of a window are predicted from little, so this is an upper bound on what a sliding window would
+    give. Dropout is off. Workers share the windows and all get the same answer.
+    """
+    if len(tokens) < 2:
+        raise TrainingError(f"the validation split has {len(tokens)} tokens; it needs at least 2")
+    objective.model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=objective.device)  # nats, tokens
+    with torch.no_grad():
+        for place, batch in enumerate(whole_windows(tokens, objective.model.config.context_length, batch_size)):
+            if place % workers.size == workers.rank:
+                count = batch.targets.numel()
+                loss = objective.losses(batch).tokens
+                sums += torch.stack((loss * count, torch.tensor(count, device=loss.device)))
+    objective.model.train()
+    nats, count = workers.add_up(sums).tolist()
+    return float(nats / count)
