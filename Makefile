@@ -16,7 +16,7 @@ serve: $(SERVED) ## Serve the shipped checkpoints on 127.0.0.1:8000 (SERVE_FLAGS
 	$(BIN)/minigpt-serve $(SERVE_FLAGS)
 
 test: lint ## Style, types and the default test suite.
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_FLAGS)
 
 lint: $(TESTED) ## Style and types only.
 	$(BIN)/ruff check .

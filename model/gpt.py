@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.kernels import Product
-from model.layers import AttendLayer, FeedForward, Linear, Norm, SelfAttention
+from model.layers import EXACT_ACTIVATIONS, AttendLayer, FeedForward, Linear, Norm, SelfAttention
 from model.moe import MixtureOfExperts
 from model.positions import PositionTable, Rotation, rotary_table, sinusoidal_table
 
@@ -101,6 +101,12 @@ class GPT(nn.Module):
         for module in self.modules():
             if isinstance(module, Linear | MixtureOfExperts):
                 module.product = product
+
+    def use_exact_activations(self) -> None:
+        """Compute the feed-forward activations by EXACT_ACTIVATIONS from now on: slower, and without a gradient."""
+        for module in self.modules():
+            if isinstance(module, FeedForward | MixtureOfExperts):
+                module.activation = EXACT_ACTIVATIONS[self.config.feed_forward]
 
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         x: Tensor = self.embedding(tokens)

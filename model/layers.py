@@ -1,5 +1,6 @@
 """The parts of a transformer layer: linear, norm, feed-forward and self-attention. Knows no cache and no batch."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -39,7 +40,7 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is None:
-            return F.rms_norm(x, (self.size,), self.weight, self.epsilon)
+            return F.rms_norm(x, (self.size,), self.weight.to(x.dtype), self.epsilon)
         return F.layer_norm(x, (self.size,), self.weight, self.bias, self.epsilon)
 
 
@@ -51,16 +52,33 @@ def gelu_tanh(x: Tensor) -> Tensor:
 def swiglu(gate_and_up: Tensor) -> Tensor:
     """SiLU(gate) * up (Shazeer 2020); the two halves come from one product."""
     gate, up = gate_and_up.chunk(2, dim=-1)
-    # Contiguous, because elementwise loops over strided halves take other code paths than over whole rows.
-    return F.silu(gate.contiguous()) * up
+    return F.silu(gate) * up
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+def exact_gelu_tanh(x: Tensor) -> Tensor:
+    """`gelu_tanh` from operations that give an element the same bits wherever it stands, see EXACT_ACTIVATIONS."""
+    wide = x.float()
+    inner = (wide * wide * wide).mul_(0.044715).add_(wide).mul_((2 / math.pi) ** 0.5)
+    return inner.tanh_().add_(1.0).mul_(wide).mul_(0.5).to(x.dtype)
+
+
+def exact_swiglu(gate_and_up: Tensor) -> Tensor:
+    """`swiglu` likewise."""
+    gate, up = gate_and_up.chunk(2, dim=-1)
+    wide = gate.float()
+    return (wide / wide.neg().exp_().add_(1.0)).to(gate.dtype) * up
+
+
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Activation] = {
     "gelu": F.gelu,
     "gelu_tanh": gelu_tanh,
     "relu": F.relu,
     "swiglu": swiglu,
 }
+# For serving. The library's SiLU and tanh-GELU run a vectorised loop and finish what is left over (at the end of the
+# tensor, and where threads divide it) with a scalar one whose last bit differs; its exp, tanh and erf do not.
+EXACT_ACTIVATIONS: dict[str, Activation] = {**ACTIVATIONS, "gelu_tanh": exact_gelu_tanh, "swiglu": exact_swiglu}
 
 
 class FeedForward(nn.Module):
@@ -71,7 +89,7 @@ class FeedForward(nn.Module):
         width = config.intermediate_size * (2 if config.feed_forward == "swiglu" else 1)
         self.up = Linear(config.hidden_size, width, config.feed_forward_bias)
         self.down = Linear(config.intermediate_size, config.hidden_size, config.feed_forward_bias)
-        self.activation = ACTIVATIONS[config.feed_forward]
+        self.activation: Activation = ACTIVATIONS[config.feed_forward]
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down(self.activation(self.up(x)))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.kernels import Product, padding
-from model.layers import ACTIVATIONS, Linear
+from model.layers import ACTIVATIONS, Activation, Linear
 
 
 class MixtureOfExperts(nn.Module):
@@ -26,7 +26,7 @@ class MixtureOfExperts(nn.Module):
         bias = config.feed_forward_bias
         self.up_bias = nn.Parameter(torch.empty(config.num_experts, width)) if bias else None
         self.down_bias = nn.Parameter(torch.empty(config.num_experts, config.hidden_size)) if bias else None
-        self.activation = ACTIVATIONS[config.feed_forward]
+        self.activation: Activation = ACTIVATIONS[config.feed_forward]
         self.product: Product = F.linear
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from model.paged import Span
 from server.engine.admission import check_request, ending_tokens
 from server.engine.block_pool import BlockPool
-from server.engine.runner import Runner
+from server.engine.runner import Runner, StepResult
 from server.engine.sampler import History, Row, describe, sample, wants_history
 from server.engine.scheduler import Chunk, Schedule, Scheduler
 from server.engine.sequence import Sequence
@@ -56,7 +56,7 @@ class EngineCore:
         """End sequences now; unknown ids are ignored. Their last output comes with the next step."""
         for id_ in ids:
             if id_ in self._sequences:
-                self._aborted.append(self._finish(SequenceOutput(id_), "abort"))
+                self._aborted.append(self._finish(self._output(self._sequences[id_]), "abort"))
 
     def has_work(self) -> bool:
         """Whether `step` would do or report anything."""
@@ -68,12 +68,12 @@ class EngineCore:
         schedule = self.scheduler.schedule()
         scheduled = self._clock()
         wanted = [self._wanted_positions(chunk) for chunk in schedule.chunks]
-        logits = self._run(schedule, wanted, scheduled)
+        result = self._run(schedule, wanted, scheduled)
         ran = self._clock()
         outputs, self._aborted = self._aborted, []
-        if logits is not None:
+        if result is not None:
             self.scheduler.commit(schedule.chunks)
-            outputs += self._decide(schedule, wanted, logits)
+            outputs += self._decide(schedule, wanted, result)
         times = StepTimes(started, scheduled, ran, self._clock())
         return StepOutput(tuple(outputs), step_stats(schedule, self.scheduler, outputs, times))
 
@@ -84,8 +84,8 @@ class EngineCore:
             return range(max(chunk.start, sequence.num_prompt_logprobs), chunk.end)
         return range(chunk.end - 1 if chunk.is_last and params.max_tokens else chunk.end, chunk.end)
 
-    def _run(self, schedule: Schedule, wanted: list[range], now: float) -> Tensor | None:
-        """Logits [total wanted positions, vocab] of the chunks, or None when there is nothing to compute."""
+    def _run(self, schedule: Schedule, wanted: list[range], now: float) -> StepResult | None:
+        """Compute the chunks, with logits of the wanted positions; None when there is nothing to compute."""
         tokens: list[int] = []
         spans: list[Span] = []
         rows: list[int] = []
@@ -100,15 +100,17 @@ class EngineCore:
             spans.append(Span(chunk.start, chunk.length, sequence.blocks))
         return self._runner.run(tokens, spans, rows) if tokens else None
 
-    def _decide(self, schedule: Schedule, wanted: list[range], logits: Tensor) -> list[SequenceOutput]:
+    def _decide(self, schedule: Schedule, wanted: list[range], result: StepResult) -> list[SequenceOutput]:
         """Report prompt logprobs, and choose a token for every chunk that ends its sequence."""
-        finite = logits.sum(-1).isfinite().tolist()
+        logits = result.logits
+        finite_logits = logits.sum(-1).isfinite().tolist()
         outputs: list[SequenceOutput] = []
         deciding: list[tuple[SequenceOutput, int]] = []  # with the row of logits that decides
-        row = 0
+        row = token = 0
         for chunk, positions in zip(schedule.chunks, wanted, strict=True):
             first, row = row, row + len(positions)
-            if not all(finite[first:row]):
+            first_token, token = token, token + chunk.length
+            if not (all(finite_logits[first:row]) and all(result.is_finite[first_token:token])):
                 outputs.append(self._fail(chunk.sequence))
                 continue
             output = self._output(chunk.sequence, self._describe_prompt(chunk, logits[first:row]))

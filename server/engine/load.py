@@ -15,7 +15,7 @@ from model.tokenizer import Tokenizer
 from server.engine.config import EngineConfig
 from server.engine.core import EngineCore
 from server.engine.runner import Runner
-from server.engine.selfcheck import choose_product
+from server.engine.selfcheck import make_exact
 from server.engine.sequence import blocks_for
 from server.engine.types import EngineInfo
 
@@ -37,7 +37,7 @@ def load_engine(checkpoint: Path, config: EngineConfig) -> EngineCore:
     dtype = _choose_dtype(config, device)
     model_config = read_config(checkpoint)
     model = load_checkpoint(checkpoint, dtype, device)
-    choose_product(model, config.allow_inexact)
+    make_exact(model, config.allow_inexact)
     num_blocks = config.num_blocks or _size_cache(model_config, config, dtype, device)
     info = EngineInfo(
         vocab_size=model_config.vocab_size,

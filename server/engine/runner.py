@@ -1,6 +1,7 @@
 """Runs the model over one step's chunks: integers in, logits out. The only engine file that touches the KV cache."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,6 +10,14 @@ from model.gpt import GPT
 from model.kernels import padding
 from model.paged import KVCache, Span, plan_attention
 from model.paged_attention import paged_attend
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What the model made of a step's tokens."""
+
+    logits: Tensor  # [wanted rows, vocab] float32
+    is_finite: list[bool]  # per token: whether its hidden state is finite, and so its keys and values are
 
 
 class Runner:
@@ -20,10 +29,10 @@ class Runner:
         self.cache = KVCache(model.config, num_blocks, weight.dtype, weight.device)
 
     @torch.inference_mode()
-    def run(self, tokens: Sequence[int], spans: Sequence[Span], wanted: Sequence[int]) -> Tensor:
+    def run(self, tokens: Sequence[int], spans: Sequence[Span], wanted: Sequence[int]) -> StepResult:
         """Compute the step's tokens (the spans' tokens, concatenated), storing their keys and values.
 
-        Returns the logits [len(wanted), vocab] float32 of the rows `wanted`; no row is unembedded twice or needlessly.
+        Only the rows `wanted` are unembedded.
         """
         device = self.cache.keys.device
         plan = plan_attention(spans, self.model.config, self.cache.num_blocks, device)
@@ -32,4 +41,6 @@ class Runner:
         flat = torch.tensor([[*tokens, *pad], [*positions, *pad]], device=device)
         hidden = self.model(flat[0], flat[1], paged_attend(self.cache, plan))
         rows = torch.tensor([*wanted, *[0] * padding(len(wanted))], dtype=torch.int64, device=device)
-        return self.model.unembed(hidden[rows])[: len(wanted)]
+        logits = self.model.unembed(hidden[rows])[: len(wanted)]
+        # A row's last layer carries every NaN and infinity of the ones below it: one sum per row tells.
+        return StepResult(logits, hidden[: len(tokens)].float().sum(-1).isfinite().tolist())

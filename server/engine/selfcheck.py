@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -9,30 +10,35 @@ from torch import Tensor
 
 from model.gpt import GPT
 from model.kernels import Product, fixed_height
-from model.paged import BLOCK_SIZE, Span
+from model.paged import Span
 from server.engine.runner import Runner
+from server.engine.sequence import blocks_for
 
 logger = logging.getLogger(__name__)
 
-_PROBE_TOKENS = 24
-_NEIGHBOURS = (1, 2, 7, 40, 63)
+_PROBE_TOKENS = 136  # keys in three splits
+# How the probe is cut: (tokens of the chunk, sequences that share its step); what is left goes one by one, alone.
+_CHUNKS = ((17, 1), (1, 2), (1, 7), (100, 40), (1, 63))
+_MOST_NEIGHBOURS = max(neighbours for _, neighbours in _CHUNKS)
 
 
 class InexactBackendError(RuntimeError):
     """On this machine a row's logits depend on its neighbours, whatever shapes the products are given."""
 
 
-def choose_product(model: GPT, allow_inexact: bool) -> Product:
-    """The fastest product under which one sequence's logits have the same bits alone, in company and in chunks.
+def make_exact(model: GPT, allow_inexact: bool) -> Product:
+    """Give the model kernels under which a sequence's logits have the same bits alone, in company and in chunks.
 
-    Tries whole-height library products, then products of fixed height. Raises InexactBackendError when none will do,
-    unless `allow_inexact`.
+    Activations are exact by construction. Of products, the fastest that passes the check is taken and returned, tried
+    in this order: library products of natural height, then of fixed height. Raises InexactBackendError when none will
+    do, unless `allow_inexact`.
     """
     candidates: tuple[tuple[str, Product], ...] = (
         ("natural height", F.linear),
         ("fixed height 32", fixed_height(32)),
         ("fixed height 8", fixed_height(8)),
     )
+    model.use_exact_activations()
     for name, product in candidates:
         model.use_product(product)
         if is_exact(model):
@@ -40,7 +46,7 @@ def choose_product(model: GPT, allow_inexact: bool) -> Product:
         logger.warning("exactness check failed product=%r: rows depend on their neighbours", name)
     if not allow_inexact:
         raise InexactBackendError(
-            "no matrix product on this machine gives a row the same bits at every batch size; "
+            "no matrix product on this machine gives a row the same bits at every batch size and thread count; "
             "set allow_inexact to serve all the same"
         )
     logger.warning("serving INEXACTLY: answers depend on batch-mates")
@@ -49,8 +55,11 @@ def choose_product(model: GPT, allow_inexact: bool) -> Product:
 
 
 def is_exact(model: GPT) -> bool:
-    """Whether a probe's logits are bitwise the same however it is computed."""
+    """Whether a probe's logits are bitwise the same in one piece on one thread as in chunks, in company, on all."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     whole = _whole(model)
+    torch.set_num_threads(threads)
     return all(torch.equal(whole[position], row) for position, row in _variations(model))
 
 
@@ -59,32 +68,26 @@ def _probe(model: GPT) -> list[int]:
     return [(7 * index + 3) % model.config.vocab_size for index in range(length)]
 
 
-def _runner(model: GPT) -> tuple[Runner, list[int], list[Span]]:
-    """A small runner, the probe's block table and the most neighbours it will have."""
-    probe_blocks = [0, 1]
-    neighbours = [Span(0, 1, [2 + index]) for index in range(max(_NEIGHBOURS))]
-    return Runner(model, num_blocks=2 + len(neighbours)), probe_blocks, neighbours
-
-
 def _whole(model: GPT) -> Tensor:
+    """Logits [probe, vocab] of the probe alone, in one chunk."""
     probe = _probe(model)
-    runner, blocks, _ = _runner(model)
-    return runner.run(probe, [Span(0, len(probe), blocks)], range(len(probe)))
+    blocks = range(blocks_for(len(probe)))
+    return Runner(model, len(blocks)).run(probe, [Span(0, len(probe), blocks)], range(len(probe))).logits
 
 
 def _variations(model: GPT) -> Iterator[tuple[int, Tensor]]:
-    """(position, logits [vocab]) of the probe computed in chunks, among growing crowds of neighbours."""
+    """(position, logits [vocab]) of the probe computed in chunks among crowds of neighbours."""
     probe = _probe(model)
-    runner, blocks, neighbours = _runner(model)
+    blocks = range(blocks_for(len(probe)))
+    runner = Runner(model, len(blocks) + _MOST_NEIGHBOURS)
+    neighbours = [Span(0, 1, [len(blocks) + index]) for index in range(_MOST_NEIGHBOURS)]
+    chunks = iter((*_CHUNKS, *repeat((1, 0), len(probe))))
     start = 0
-    lengths = [BLOCK_SIZE + 1, *[1] * len(probe)]
-    for count, length in zip((*_NEIGHBOURS, 0), lengths, strict=False):
+    while start < len(probe):
+        length, count = next(chunks)
         end = min(start + length, len(probe))
-        if start == end:
-            return
-        crowd = neighbours[:count]
         tokens = [*[5 % model.config.vocab_size] * count, *probe[start:end]]
-        rows = runner.run(tokens, [*crowd, Span(start, end - start, blocks)], range(count, count + end - start))
-        for offset in range(end - start):
-            yield start + offset, rows[offset]
+        spans = [*neighbours[:count], Span(start, end - start, blocks)]
+        logits = runner.run(tokens, spans, range(count, count + end - start)).logits
+        yield from zip(range(start, end), logits, strict=True)
         start = end

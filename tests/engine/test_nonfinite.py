@@ -94,10 +94,6 @@ def leave_half_way(core: EngineCore, how: str) -> None:
     core.step()
 
 
-LEAKS = "poison is only found when the sequence's own logits are looked at; until then its blocks are taken for good"
-
-
-@pytest.mark.xfail(strict=True, reason=LEAKS)
 @pytest.mark.parametrize("how", ["abort", "preemption"])
 def test_poison_aborted_before_its_logits_does_not_stay_in_the_cache(poisoned: GPT, how: str) -> None:
     core = engine_core(poisoned, num_blocks=10, max_step_tokens=40)
@@ -105,7 +101,6 @@ def test_poison_aborted_before_its_logits_does_not_stay_in_the_cache(poisoned: G
     assert nothing_is_poisoned(core)
 
 
-@pytest.mark.xfail(strict=True, reason=LEAKS)
 def test_poison_aborted_before_its_logits_does_not_harm_later_users_of_its_blocks(poisoned: GPT) -> None:
     core = engine_core(poisoned, num_blocks=10, max_step_tokens=40)
     leave_half_way(core, "abort")
@@ -114,7 +109,6 @@ def test_poison_aborted_before_its_logits_does_not_harm_later_users_of_its_block
     assert drain_of(core, later) == expected
 
 
-@pytest.mark.xfail(strict=True, reason=LEAKS)
 @pytest.mark.parametrize("is_aborted", [True, False])
 def test_poison_does_not_reach_those_who_share_the_healthy_part_of_its_prompt(poisoned: GPT, is_aborted: bool) -> None:
     """A key that is not a number spoils every query of its tile, and so the first block, which is published."""

@@ -6,7 +6,7 @@ import torch
 
 from model.config import ModelConfig
 from model.gpt import GPT, initialise
-from server.engine.selfcheck import choose_product
+from server.engine.selfcheck import make_exact
 
 VOCAB_SIZE = 97
 CONTEXT_LENGTH = 256  # four splits of 64 keys
@@ -63,5 +63,5 @@ def tiny_model(config: ModelConfig, dtype: torch.dtype = torch.float32, seed: in
         elif "bias" in name:
             parameter.data.normal_(0.0, 0.1, generator=generator)
     model = model.to(dtype).eval().requires_grad_(False)
-    choose_product(model, allow_inexact=False)
+    make_exact(model, allow_inexact=False)
     return model

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from engine_driver import Result
-from torch import Tensor
 
 from model.paged import Span
 from server.engine.block_pool import BLOCK_SIZE
+from server.engine.runner import StepResult
 from server.engine.types import SequenceRequest
 
 _EMPTY = -1
@@ -57,7 +57,7 @@ class TokenMemory:
         self._vocab_size = vocab_size
         self._max_running, self._max_step_tokens = limits
 
-    def run(self, tokens: Sequence[int], spans: Sequence[Span], wanted: Sequence[int]) -> Tensor:
+    def run(self, tokens: Sequence[int], spans: Sequence[Span], wanted: Sequence[int]) -> StepResult:
         assert len(tokens) == sum(span.length for span in spans) <= self._max_step_tokens
         assert 0 < len(spans) <= self._max_running
         assert all(span.length > 0 for span in spans)
@@ -69,7 +69,7 @@ class TokenMemory:
         for row, index in enumerate(wanted):
             span, position = places[index]
             logits[row, next_token(self._read(span, position + 1), self._vocab_size)] = 1.0
-        return logits
+        return StepResult(logits, [True] * len(tokens))
 
     def _read(self, span: Span, count: int) -> list[int]:
         """A sequence's first `count` tokens, through its block table."""
