@@ -3,7 +3,8 @@
     make bench        or: python benchmarks/throughput.py [CHECKPOINT ...] [--concurrency 1 8 32 64]
 
 Without arguments: the shipped checkpoints and random GPTs of 10M and 124M parameters. The last column is the share of
-step time spent outside the model's forward: scheduling, sampling, and whatever the step loop does besides.
+wall time the engine spent outside the model's forward: building inputs, scheduling, sampling, talking to the HTTP
+process, and waiting for requests.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.random_checkpoint import write
 
@@ -58,14 +60,15 @@ def serve(checkpoint: Path, flags: Sequence[str]) -> Iterator[str]:
 
 def measure(url: str, concurrency: int, temperature: float, num_requests: int) -> Measured:
     """One load point, with the server's own account of where its step time went."""
-    before = _step_seconds(url)
+    _load(url, concurrency, temperature, concurrency)  # warm-up, outside both sides of the ratio
+    before = _forward_seconds(url)
     summary = _load(url, concurrency, temperature, num_requests)
-    spent = {phase: seconds - before[phase] for phase, seconds in _step_seconds(url).items()}
+    forward = _forward_seconds(url) - before
     return Measured(
         summary["throughput"]["output_tokens"],
         summary["ttft_ms"]["p50"],
         summary["itl_ms"]["p50"],
-        1 - spent["forward"] / sum(spent.values()),
+        1 - forward / summary["duration_seconds"],
     )
 
 
@@ -80,24 +83,23 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit(f"{url} did not become ready")
 
 
-def _step_seconds(url: str) -> dict[str, float]:
+def _forward_seconds(url: str) -> float:
     with urllib.request.urlopen(f"{url}/metrics") as response:
         text = response.read().decode()
-    pattern = r'^minigpt_step_phase_seconds_total\{.*phase="(\w+)".*\} (\S+)$'
-    return {phase: float(value) for phase, value in re.findall(pattern, text, re.MULTILINE)}
+    (seconds,) = re.findall(r'^minigpt_step_phase_seconds_total\{.*phase="forward".*\} (\S+)$', text, re.MULTILINE)
+    return float(seconds)
 
 
-def _load(url: str, concurrency: int, temperature: float, num_requests: int) -> dict[str, dict[str, float]]:
+def _load(url: str, concurrency: int, temperature: float, num_requests: int) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "loadtest", "--url", url, "--concurrency", str(concurrency)]
-        command += ["--num-requests", str(num_requests), "--warmup-requests", str(min(concurrency, 8))]
+        command += ["--num-requests", str(num_requests), "--warmup-requests", "0"]
         command += ["--prompt-length", f"fixed:{PROMPT_TOKENS}", "--output-length", f"fixed:{OUTPUT_TOKENS}"]
         # Ids below 64 exist in every vocabulary, the smallest character-level one included.
         command += ["--prompt-token-ids", "--vocab-size", "64", "--ignore-eos", "--json", str(report)]
         subprocess.run([*command, "--temperature", str(temperature)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        summary: dict[str, dict[str, float]] = json.loads(report.read_text())["runs"][0]["summary"]
-        return summary
+        return json.loads(report.read_text())["runs"][0]["summary"]
 
 
 def _checkpoints(named: Sequence[Path], scratch: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """Paged KV storage and the plan of one step's attention over it. Knows blocks and positions, no request and no text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,10 @@ class Span:
     blocks: Sequence[int]
 
 
+# A span, its first row in the step, and where in the span the tile begins.
+Tile = tuple[Span, int, int]
+
+
 @dataclass(frozen=True)
 class TileGroup:
     """Query tiles that are computed in one batch: each has the same number of token rows and of key splits."""
@@ -83,17 +87,29 @@ def plan_attention(spans: Sequence[Span], config: ModelConfig, num_blocks: int, 
     first_rows = np.cumsum([0, *(span.length for span in spans)])
     slots = np.concatenate([_slots(span) for span in spans])
     heads = np.arange(config.num_kv_heads)[:, None] * num_blocks
-    decode_tokens = -(-_MIN_TILE_ROWS // config.num_groups)
-    short: list[tuple[Span, int]] = []
-    long: list[tuple[Span, int]] = []
-    for span, first_row in zip(spans, first_rows[:-1].tolist(), strict=True):
-        (short if span.length <= decode_tokens else long).append((span, first_row))
-    planned = ((short, decode_tokens), (long, _PROMPT_TILE_TOKENS))
+    grouped = _group_tiles(zip(spans, first_rows[:-1].tolist(), strict=True), config)
     return AttentionPlan(
         num_tokens=len(slots),
         slots=torch.from_numpy((heads * BLOCK_SIZE + slots).ravel()).to(device),
-        groups=tuple(_plan_group(members, tokens, config, heads, device) for members, tokens in planned if members),
+        groups=tuple(_plan_group(tiles, tokens, config, heads, device) for (tokens, _), tiles in grouped.items()),
     )
+
+
+def _group_tiles(spans: Iterable[tuple[Span, int]], config: ModelConfig) -> dict[tuple[int, int], list[Tile]]:
+    """Cut spans, each with its first row in the step, into tiles of equal height and about equally many splits.
+
+    All tiles of a group gather as many keys as its longest. Without the second key one long sequence would make
+    everyone in the step pay for its length; with powers of two nobody pays more than double.
+    """
+    decode_tokens = -(-_MIN_TILE_ROWS // config.num_groups)
+    grouped: dict[tuple[int, int], list[Tile]] = {}
+    for span, first_row in spans:
+        tokens = decode_tokens if span.length <= decode_tokens else _PROMPT_TILE_TOKENS
+        for offset in range(0, span.length, tokens):
+            last = span.start + min(offset + tokens, span.length) - 1
+            magnitude = (last // SPLIT_SIZE).bit_length()
+            grouped.setdefault((tokens, magnitude), []).append((span, first_row, offset))
+    return grouped
 
 
 def _slots(span: Span) -> Int64Array:
@@ -104,10 +120,8 @@ def _slots(span: Span) -> Int64Array:
 
 
 def _plan_group(
-    members: Sequence[tuple[Span, int]], tokens: int, config: ModelConfig, heads: Int64Array, device: torch.device
+    tiles: Sequence[Tile], tokens: int, config: ModelConfig, heads: Int64Array, device: torch.device
 ) -> TileGroup:
-    # One entry per tile: (span, first row of the span in the step, offset of the tile in the span).
-    tiles = [(span, row, offset) for span, row in members for offset in range(0, span.length, tokens)]
     lengths = np.array([min(tokens, span.length - offset) for span, _, offset in tiles])
     valid = np.arange(tokens) < lengths[:, None]  # [tiles, tokens]
     # Padding rows repeat the tile's first token: always something to look at, so never 0 / 0.

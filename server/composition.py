@@ -36,7 +36,11 @@ def serve(
     client = EngineClient(names, config.queue_limits(), [metrics])
     models = [_served_model(source) for source in configure.models]
     try:
-        app = create_app(client, models, config.api_settings(api_keys), metrics.render)
+        settings = config.api_settings(api_keys)
+    except ValueError as error:
+        raise CannotStart(str(error)) from error
+    try:
+        app = create_app(client, models, settings, metrics.render)
     except ValueError as error:
         raise CannotStart(f"--model {','.join(names)}: {error}") from error
     http = build_http_server(app, config.log.access_log)

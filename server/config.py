@@ -27,7 +27,7 @@ class ModelOptions:
 
     model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="[NAME=]PATH")] = ()
     """A folder with config.json, model.safetensors and tokenizer.json, and what to call it (the folder's name).
-    Repeat it to serve several; the first is the default.
+    Repeat it to serve several.
     Without it, every checkpoint under checkpoints/ is served."""
 
 

@@ -21,7 +21,8 @@ from server.engine.types import SequenceRequest
 PROGRAM = "minigpt-generate"
 DESCRIPTION = """Continue a prompt with a checkpoint, on this machine and without a server.
 
-The same seed gives the same text, here and from the server: it is printed to the error output when not given.
+The same seed and settings give the same text, here and from the server. The seed is printed to the error output when
+not given.
 
 Examples:
 
@@ -57,6 +58,10 @@ class GenerateOptions:
     """Repeats an answer; drawn at random when not given."""
     engine: Annotated[EngineConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=EngineConfig)
 
+    def __post_init__(self) -> None:
+        if not all(self.stop):
+            raise ValueError("stop is ''; it must hold at least 1 character")
+
     def sampling(self, prompt_length: int, context_length: int) -> SamplingParams:
         """The parameters for the engine, as many tokens as still fit. Raises ParameterError."""
         return SamplingParams(
@@ -72,8 +77,8 @@ class GenerateOptions:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the continuation as it is generated; returns the exit code."""
-    options = tyro.cli(GenerateOptions, prog=PROGRAM, description=DESCRIPTION, args=argv)
     try:
+        options = tyro.cli(GenerateOptions, prog=PROGRAM, description=DESCRIPTION, args=argv)
         _generate(options, sys.stdin.read() if options.prompt == "-" else options.prompt)
     except (ValueError, OSError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)

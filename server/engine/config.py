@@ -25,7 +25,7 @@ class EngineConfig:
     max_step_tokens: int = 512
     """Prompt and output tokens computed in one step; longer prompts are cut into chunks."""
     threads: int | None = None
-    """CPU threads of the engine; every core when not given."""
+    """CPU threads of the engine; when not given every core but one, which the HTTP process needs."""
     allow_inexact: bool = False
     """Serve although the start-up check found that answers depend on what else is running."""
 
@@ -33,7 +33,7 @@ class EngineConfig:
         bounds = (
             ("num_blocks", self.num_blocks, 1, 2**24),
             ("max_running", self.max_running, 1, 4096),
-            ("max_step_tokens", self.max_step_tokens, 1, 2**20),
+            ("max_step_tokens", self.max_step_tokens, 1, 2**14),
             ("threads", self.threads, 1, 1024),
         )
         for name, value, low, high in bounds:

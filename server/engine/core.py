@@ -74,7 +74,7 @@ class EngineCore:
         if result is not None:
             self.scheduler.commit(schedule.chunks)
             outputs += self._decide(schedule, wanted, result)
-        times = StepTimes(started, scheduled, ran, self._clock())
+        times = StepTimes(started, scheduled, ran, self._clock(), result.forward_seconds if result else 0.0)
         return StepOutput(tuple(outputs), step_stats(schedule, self.scheduler, outputs, times))
 
     def _wanted_positions(self, chunk: Chunk) -> range:

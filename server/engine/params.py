@@ -7,7 +7,7 @@ MAX_SEED = 2**64 - 1
 MAX_LOGPROBS = 20
 MAX_TOKEN_LIST = 1024
 MAX_PENALTY = 2.0
-MAX_REPETITION_PENALTY = 10.0
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 10.0
 MAX_TEMPERATURE = 10.0
 MAX_LOGIT_BIAS = 100.0
 
@@ -59,7 +59,7 @@ class SamplingParams:
         _check_range("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
         _check_range("seed", self.seed, 0, MAX_SEED)
         _check_positive("top_p", self.top_p, 1.0)
-        _check_positive("repetition_penalty", self.repetition_penalty, MAX_REPETITION_PENALTY)
+        _check_range("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)
         for name, count in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
             if count is not None:
                 _check_range(name, count, 0, MAX_LOGPROBS)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.gpt import GPT
 from model.kernels import Product, fixed_height
-from model.paged import Span
+from model.paged import BLOCK_SIZE, Span
 from server.engine.runner import Runner
 from server.engine.sequence import blocks_for
 
@@ -26,12 +26,12 @@ class InexactBackendError(RuntimeError):
     """On this machine a row's logits depend on its neighbours, whatever shapes the products are given."""
 
 
-def make_exact(model: GPT, allow_inexact: bool) -> Product:
+def make_exact(model: GPT, max_rows: int, allow_inexact: bool) -> Product:
     """Give the model kernels under which a sequence's logits have the same bits alone, in company and in chunks.
 
     Activations are exact by construction. Of products, the fastest that passes the check is taken and returned, tried
     in this order: library products of natural height, then of fixed height. Raises InexactBackendError when none will
-    do, unless `allow_inexact`.
+    do, unless `allow_inexact`. `max_rows` is the most tokens a step will have.
     """
     candidates: tuple[tuple[str, Product], ...] = (
         ("natural height", F.linear),
@@ -41,7 +41,7 @@ def make_exact(model: GPT, allow_inexact: bool) -> Product:
     model.use_exact_activations()
     for name, product in candidates:
         model.use_product(product)
-        if is_exact(model):
+        if is_exact(model, max_rows):
             return product
         logger.warning("exactness check failed product=%r: rows depend on their neighbours", name)
     if not allow_inexact:
@@ -54,13 +54,13 @@ def make_exact(model: GPT, allow_inexact: bool) -> Product:
     return F.linear
 
 
-def is_exact(model: GPT) -> bool:
+def is_exact(model: GPT, max_rows: int) -> bool:
     """Whether a probe's logits are bitwise the same in one piece on one thread as in chunks, in company, on all."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     whole = _whole(model)
     torch.set_num_threads(threads)
-    return all(torch.equal(whole[position], row) for position, row in _variations(model))
+    return all(torch.equal(whole[position], row) for position, row in _variations(model, max_rows))
 
 
 def _probe(model: GPT) -> list[int]:
@@ -75,11 +75,14 @@ def _whole(model: GPT) -> Tensor:
     return Runner(model, len(blocks)).run(probe, [Span(0, len(probe), blocks)], range(len(probe))).logits
 
 
-def _variations(model: GPT) -> Iterator[tuple[int, Tensor]]:
-    """(position, logits [vocab]) of the probe computed in chunks among crowds of neighbours."""
+def _variations(model: GPT, max_rows: int) -> Iterator[tuple[int, Tensor]]:
+    """(position, logits [vocab]) of the probe computed in a full step, and in chunks among neighbours."""
     probe = _probe(model)
     blocks = range(blocks_for(len(probe)))
-    runner = Runner(model, len(blocks) + _MOST_NEIGHBOURS)
+    # Neighbours of one block each: one token in most steps, whole blocks where the step is to be full.
+    full = max(0, max_rows - len(probe)) // BLOCK_SIZE
+    runner = Runner(model, len(blocks) + max(_MOST_NEIGHBOURS, full))
+    yield from _full_step(runner, probe, full)
     neighbours = [Span(0, 1, [len(blocks) + index]) for index in range(_MOST_NEIGHBOURS)]
     chunks = iter((*_CHUNKS, *repeat((1, 0), len(probe))))
     start = 0
@@ -91,3 +94,14 @@ def _variations(model: GPT) -> Iterator[tuple[int, Tensor]]:
         logits = runner.run(tokens, spans, range(count, count + end - start)).logits
         yield from zip(range(start, end), logits, strict=True)
         start = end
+
+
+def _full_step(runner: Runner, probe: list[int], num_neighbours: int) -> Iterator[tuple[int, Tensor]]:
+    """The probe in one chunk behind `num_neighbours` chunks of a whole block."""
+    blocks = range(blocks_for(len(probe)))
+    length = min(BLOCK_SIZE, runner.model.config.context_length)
+    spans = [Span(0, length, [len(blocks) + index]) for index in range(num_neighbours)]
+    first = length * num_neighbours
+    tokens = [*[5 % runner.model.config.vocab_size] * first, *probe]
+    logits = runner.run(tokens, [*spans, Span(0, len(probe), blocks)], range(first, first + len(probe))).logits
+    yield from zip(range(len(probe)), logits, strict=True)

@@ -13,8 +13,9 @@ class StepTimes:
 
     schedule: float
     run: float
-    sample: float
+    decide: float
     end: float
+    forward_seconds: float  # the part of `run` spent in the model
 
 
 def step_stats(
@@ -27,8 +28,8 @@ def step_stats(
         started_at=times.schedule,
         duration_seconds=times.end - times.schedule,
         schedule_seconds=times.run - times.schedule,
-        forward_seconds=times.sample - times.run,
-        sample_seconds=times.end - times.sample,
+        forward_seconds=times.forward_seconds,
+        sample_seconds=times.end - times.decide,
         num_prompt_tokens=sum(chunk.length for chunk in schedule.chunks) - fed_back,
         num_generated_tokens=sum(len(output.tokens) for output in outputs),
         num_prefix_query_tokens=schedule.num_prefix_query_tokens,

@@ -82,7 +82,8 @@ def engine_core(
 ) -> EngineCore:
     config = model.config
     info = engine_info(config.vocab_size, min(config.context_length, num_blocks * BLOCK_SIZE), num_blocks, eos)
-    return EngineCore(info, Runner(model, num_blocks), max_running, max_step_tokens, Ticks())
+    clock = Ticks()
+    return EngineCore(info, Runner(model, num_blocks, clock), max_running, max_step_tokens, clock)
 
 
 def engine_info(vocab_size: int, context_length: int, num_blocks: int, eos: tuple[int, ...] = (EOS,)) -> EngineInfo:

@@ -243,8 +243,7 @@ def test_control_hit_without_the_last_token(gqa: GPT, monkeypatch: pytest.Monkey
 
     assert hit_in_company() == alone(gqa, whole)
     monkeypatch.setattr(EngineSequence, "max_shared_blocks", property(lambda self: self.num_tokens // BLOCK_SIZE))
-    with pytest.raises(ValueError, match="zero-size"):
-        hit_in_company()
+    assert hit_in_company() != alone(gqa, whole)
 
 
 def test_control_experts_without_capacity(moe: GPT, monkeypatch: pytest.MonkeyPatch) -> None:

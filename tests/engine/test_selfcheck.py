@@ -30,8 +30,8 @@ def test_tiny_models_are_exact_without_any_fallback(
 ) -> None:
     config: ModelConfig = {**FAMILIES, **CORNERS}[name]
     model = tiny_model(config, dtype)
-    assert is_exact(model)
-    assert make_exact(model, allow_inexact=False) is F.linear
+    assert is_exact(model, 512)
+    assert make_exact(model, 512, allow_inexact=False) is F.linear
     assert caplog.records == []
 
 
@@ -74,10 +74,10 @@ def test_a_product_that_depends_on_height_gives_way_to_a_fixed_height(
 ) -> None:
     monkeypatch.setattr(F, "linear", broken)
     gqa.use_product(broken)
-    assert not is_exact(gqa)
-    product = make_exact(gqa, allow_inexact=False)
+    assert not is_exact(gqa, 512)
+    product = make_exact(gqa, 512, allow_inexact=False)
     assert product is not broken
-    assert is_exact(gqa)
+    assert is_exact(gqa, 512)
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
     assert "natural height" in caplog.text
     assert heights_used(gqa, monkeypatch, broken) == {height}
@@ -85,7 +85,7 @@ def test_a_product_that_depends_on_height_gives_way_to_a_fixed_height(
 
 def test_the_fallback_is_exact_in_the_engine(gqa: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(F, "linear", height_dependent)
-    make_exact(gqa, allow_inexact=False)
+    make_exact(gqa, 512, allow_inexact=False)
     requests = request_mix(6, max_prompt=60, max_tokens=6)
     together = decode(engine_core(gqa), requests).results
     assert together == {given.id: decode(engine_core(gqa), [given]).results[given.id] for given in requests}
@@ -94,13 +94,13 @@ def test_the_fallback_is_exact_in_the_engine(gqa: GPT, monkeypatch: pytest.Monke
 def test_a_hopeless_product_is_refused(gqa: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(F, "linear", never_the_same)
     with pytest.raises(InexactBackendError, match="allow_inexact"):
-        make_exact(gqa, allow_inexact=False)
+        make_exact(gqa, 512, allow_inexact=False)
 
 
 def test_a_hopeless_product_serves_loudly_where_that_is_allowed(
     gqa: GPT, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(F, "linear", never_the_same)
-    assert make_exact(gqa, allow_inexact=True) is never_the_same
+    assert make_exact(gqa, 512, allow_inexact=True) is never_the_same
     assert "INEXACTLY" in caplog.text
     assert decode(engine_core(gqa), request_mix(2)).results.keys() == {0, 1}

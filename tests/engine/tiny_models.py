@@ -63,5 +63,5 @@ def tiny_model(config: ModelConfig, dtype: torch.dtype = torch.float32, seed: in
         elif "bias" in name:
             parameter.data.normal_(0.0, 0.1, generator=generator)
     model = model.to(dtype).eval().requires_grad_(False)
-    make_exact(model, allow_inexact=False)
+    make_exact(model, 512, allow_inexact=False)
     return model

@@ -69,7 +69,7 @@ class TokenMemory:
         for row, index in enumerate(wanted):
             span, position = places[index]
             logits[row, next_token(self._read(span, position + 1), self._vocab_size)] = 1.0
-        return StepResult(logits, [True] * len(tokens))
+        return StepResult(logits, 0.0, [True] * len(tokens))
 
     def _read(self, span: Span, count: int) -> list[int]:
         """A sequence's first `count` tokens, through its block table."""
