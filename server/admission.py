@@ -35,7 +35,7 @@ class Admission:
         limits = self._limits
         if num_sequences > limits.max_waiting:
             message = f"the request asks for {num_sequences} sequences; the queue holds {limits.max_waiting}"
-            raise BadRequest(message, None, "too_many_sequences")
+            raise BadRequest(message, "n", "too_many_sequences")
         excess = max(
             self.num_waiting + num_sequences - limits.max_waiting, self.num_open + num_sequences - limits.max_open
         )

@@ -12,7 +12,12 @@ from server.api.schemas_chat import ChatRequest
 from server.api.served_model import ServedModel
 from server.api.service import Service
 from server.api.stop_strings import StopStrings
+from server.engine.params import SamplingParams
 from server.engine.types import SequenceRequest
+from server.errors import BadRequest
+
+# Log-probabilities in one answer, over all its tokens, choices and alternatives: some ten megabytes of JSON.
+MAX_CANDIDATES = 131_072
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ def prepare(
     resolved = resolve(asked, model.defaults, info, service.random_bits())
     is_chat = isinstance(asked, ChatRequest)
     limits = [fit_max_tokens(prompt, resolved.max_tokens, is_chat, info.context_length) for prompt in prompts]
+    _check_num_candidates(resolved.params, n, prompts, limits)
     sequences = [
         SequenceRequest(
             id=index,
@@ -50,6 +56,20 @@ def prepare(
     seeds = [sequence.params.seed for sequence in sequences]
     choices = [Choice(model.tokenizer, options) for _ in sequences]
     return Prepared(Admitted(prompts, n, seeds, resolved.in_force), sequences, choices)
+
+
+def _check_num_candidates(
+    params: SamplingParams, n: int, prompts: Sequence[TokenizedPrompt], limits: list[int]
+) -> None:
+    """Bound the log-probabilities a request can ask for: every token comes with so many candidates, in every choice."""
+    wanted = 0
+    for prompt, max_tokens in zip(prompts, limits, strict=True):
+        for count, tokens in ((params.prompt_logprobs, len(prompt.tokens)), (params.logprobs, max_tokens)):
+            wanted += 0 if count is None else n * tokens * (count + 1)
+    if wanted > MAX_CANDIDATES:
+        name = "logprobs" if params.prompt_logprobs is None else "prompt_logprobs"
+        message = f"{name} asks for up to {wanted} log-probabilities in one answer; the limit is {MAX_CANDIDATES}."
+        raise BadRequest(message, name, "invalid_value")
 
 
 def _cache_salt(tenant: str, asked: str | None) -> str:

@@ -41,7 +41,7 @@ WRONG_ANYWHERE: list[tuple[str, object, str, list[str]]] = [
     ("min_p", 1.1, "min_p", ["1.1", "1.0"]),
     ("presence_penalty", 2.1, "presence_penalty", ["2.1", "2.0"]),
     ("frequency_penalty", -2.1, "frequency_penalty", ["-2.1", "-2.0"]),
-    ("repetition_penalty", 0, "repetition_penalty", ["above 0"]),
+    ("repetition_penalty", 0, "repetition_penalty", ["0.01", "10.0"]),
     ("seed", -1, "seed", ["-1", "at least 0"]),
     ("seed", 2**64, "seed", [str(2**64), str(2**64 - 1)]),
     ("seed", 1.5, "seed", ["1.5", "an integer"]),
@@ -204,6 +204,14 @@ async def test_prompts_times_n_are_bounded(engine: FakeEngine) -> None:
         error = await refused(client, "/v1/completions", {**body, "n": 4})
     assert error["param"] == "n"
     assert "8 sequences; the limit is 6" in str(error["message"])
+
+
+async def test_the_log_probabilities_of_one_answer_are_bounded(client: httpx.AsyncClient) -> None:
+    wide: Json = {"model": "tiny", "prompt": [[1] * 200] * 32, "prompt_logprobs": 20, "max_tokens": 0}
+    error = await refused(client, "/v1/completions", wide)
+    assert error["param"] == "prompt_logprobs"
+    assert "up to 134400 log-probabilities" in str(error["message"])
+    assert "the limit is 131072" in str(error["message"])
 
 
 async def test_old_and_new_names_of_max_tokens_must_agree(client: httpx.AsyncClient) -> None:
