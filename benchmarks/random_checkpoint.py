@@ -3,6 +3,7 @@
 python benchmarks/random_checkpoint.py gpt2-124m /tmp/gpt2-124m
 """
 
+import random
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -45,10 +46,13 @@ SIZES = {
 
 
 def write(size: str, folder: Path) -> None:
-    """A random model of `size` with a tokenizer of single bytes, in bfloat16."""
+    """A random model of `size` in bfloat16, with a tokenizer in which every one of its tokens is visible text."""
     model = GPT(SIZES[size])
     initialise(model, torch.Generator().manual_seed(0))
-    tokenizer = train_bpe_tokenizer(["no merges are learned from this"], vocab_size=257)
+    letters = random.Random(0)
+    words = ("".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=8)) for _ in range(10 * model.config.vocab_size))
+    tokenizer = train_bpe_tokenizer([" ".join(words)], vocab_size=model.config.vocab_size)
+    assert tokenizer.vocab_size == model.config.vocab_size
     save_checkpoint(model, folder, dtype=torch.bfloat16, eos_token_ids=tokenizer.eos_token_ids)
     tokenizer.save(folder)
 
