@@ -66,9 +66,9 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embedding = _embedding(config.vocab_size, config.hidden_size)
         learned = config.positions == "learned"
-        self.position_embedding = nn.Embedding(config.context_length, config.hidden_size) if learned else None
+        self.position_embedding = _embedding(config.context_length, config.hidden_size) if learned else None
         self.layers = nn.ModuleList(Layer(config, dropout) for _ in range(config.num_layers))
         # With post-norm the last layer already ends in a norm.
         final = config.norm_placement == "pre"
@@ -143,3 +143,8 @@ def position_table(config: ModelConfig) -> PositionTable | None:
     if config.positions == "sinusoidal":
         return PositionTable(sinusoidal_table(config.context_length, config.hidden_size))
     return None
+
+
+def _embedding(rows: int, columns: int) -> nn.Embedding:
+    # With weights given, or it would draw some, which on the meta device imports torch's compiler for five seconds.
+    return nn.Embedding(rows, columns, _weight=torch.empty(rows, columns))
