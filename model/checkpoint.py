@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.config_json import CONFIG_FILE, best_layout, config_json, read_layout, token_id_field
 from model.files import CheckpointError, json_bytes, replace_bytes
-from model.gpt import GPT, position_table
+from model.gpt import GPT
 from model.layouts import EMBEDDING, UNEMBEDDING, Layout, Part, Shapes, Table, unembedding_name
 from model.memory import available_bytes
 from model.tensor_file import (
@@ -142,7 +142,6 @@ def _assemble(model: GPT, parameters: dict[str, Tensor]) -> GPT:
     if model.config.tie_embeddings:
         state[UNEMBEDDING] = state[EMBEDDING]
     model.load_state_dict(state, assign=True)
-    model.position_table = position_table(model.config)
     return model.eval().requires_grad_(False)
 
 

@@ -78,7 +78,7 @@ class GPT(nn.Module):
             assert isinstance(self.embedding.weight, nn.Parameter)
             self.unembedding.weight = self.embedding.weight
         self.dropout = nn.Dropout(dropout)
-        self.position_table = position_table(config)
+        self.position_table = _position_table(config)
 
     def forward(
         self, tokens: Tensor, positions: Tensor, attend: Attend, observe: ObserveRouting = ignore_routing
@@ -137,11 +137,13 @@ def initialise(model: GPT, generator: torch.Generator) -> None:
                 parameter.normal_(0.0, scale, generator=generator)
 
 
-def position_table(config: ModelConfig) -> PositionTable | None:
-    if config.positions == "rotary":
-        return PositionTable(rotary_table(config.context_length, config.head_dim, config.rope_theta))
-    if config.positions == "sinusoidal":
-        return PositionTable(sinusoidal_table(config.context_length, config.hidden_size))
+def _position_table(config: ModelConfig) -> PositionTable | None:
+    # On the CPU even where the model is laid out on the meta device: the table is no parameter that a checkpoint fills.
+    with torch.device("cpu"):
+        if config.positions == "rotary":
+            return PositionTable(rotary_table(config.context_length, config.head_dim, config.rope_theta))
+        if config.positions == "sinusoidal":
+            return PositionTable(sinusoidal_table(config.context_length, config.hidden_size))
     return None
 
 
