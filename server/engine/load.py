@@ -13,9 +13,11 @@ from model.config_json import read_config
 from model.memory import available_bytes
 from model.paged import BLOCK_SIZE, kv_bytes_per_block
 from model.tokenizer import Tokenizer
+from server.engine.block_pool import BlockPool
 from server.engine.config import EngineConfig
 from server.engine.core import EngineCore
 from server.engine.runner import Runner
+from server.engine.scheduler import Scheduler
 from server.engine.selfcheck import make_exact
 from server.engine.sequence import blocks_for
 from server.engine.types import EngineInfo
@@ -52,7 +54,8 @@ def load_engine(checkpoint: Path, config: EngineConfig) -> EngineCore:
         block_size=BLOCK_SIZE,
     )
     logger.info("loaded checkpoint=%s dtype=%s device=%s blocks=%d", checkpoint, info.dtype, device, num_blocks)
-    return EngineCore(info, Runner(model, num_blocks), config.max_running, config.max_step_tokens, time.monotonic)
+    scheduler = Scheduler(BlockPool(num_blocks), config.max_running, config.max_step_tokens)
+    return EngineCore(info, Runner(model, num_blocks), scheduler, time.monotonic)
 
 
 def _choose_device(config: EngineConfig) -> torch.device:

@@ -1,72 +1,51 @@
 """Chooses the next token of each row: S(logits row, parameters, the sequence's own history, seed, position).
 
-Rows are computed together but never look at each other; see `filters` for the stages and `noise` for the draw.
+Rows are computed together but never look at each other; see `sampling.stages` for what is done to their logits and
+`noise` for the draw.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from server.engine.filters import HIDDEN, keep_min_p, keep_top_k, keep_top_p, penalise_counts, penalise_repetition
+from server.engine.filters import HIDDEN
 from server.engine.noise import LANES, REACH, gumbel_noise
 from server.engine.params import SamplingParams
+from server.engine.sampling.constraints import constrain, is_constrained
+from server.engine.sampling.mirostat import adjusted, surprise
+from server.engine.sampling.order import SHAPING
+from server.engine.sampling.row import Observe as Observe
+from server.engine.sampling.row import Row as Row
+from server.engine.sampling.row import observe_nothing as observe_nothing
+from server.engine.sampling.stages import MIROSTAT, STAGES, Stage
+from server.engine.sampling.state import DecodingState as DecodingState
 from server.engine.types import TokenLogprob
 
-# The lowest temperature that divides logits without overflow. A colder one draws the same token: at this one already
-# no noise bridges the distance between two different logits.
-_COLDEST = 1e-30
 
+def choose(logits: Tensor, rows: Sequence[Row], observe: Observe = observe_nothing) -> list[int]:
+    """One token id per row of logits [rows, vocab] float32, which may be changed in place; each is recorded in its
+    row's state.
 
-@dataclass
-class History:
-    """Which tokens a sequence has used, kept only where a penalty asks for it."""
-
-    seen: NDArray[np.bool_]  # [vocab] in prompt or output
-    counts: NDArray[np.int32]  # [vocab] in the output
-
-    @classmethod
-    def of(cls, prompt: Sequence[int], vocab_size: int) -> "History":
-        seen = np.zeros(vocab_size, dtype=np.bool_)
-        seen[list(prompt)] = True
-        return cls(seen, np.zeros(vocab_size, dtype=np.int32))
-
-    def append(self, token: int) -> None:
-        self.seen[token] = True
-        self.counts[token] += 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """What besides its logits decides a row's token."""
-
-    params: SamplingParams
-    position: int  # where the chosen token will stand in its sequence
-    withheld: tuple[int, ...] = ()  # ending tokens, while min_tokens is not reached
-    history: History | None = field(default=None)
-
-
-def wants_history(params: SamplingParams) -> bool:
-    """Whether a penalty is in force."""
-    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
-
-
-def sample(logits: Tensor, rows: Sequence[Row]) -> list[int]:
-    """One token id per row of logits [rows, vocab] float32, which is changed in place."""
-    _constrain(logits, rows)
-    _penalise(logits, rows)
-    drawn = [index for index, row in enumerate(rows) if row.params.temperature > 0]
-    if drawn:
-        every = len(drawn) == len(rows)
-        choices = logits.argmax(-1) if not every else torch.empty(len(rows), dtype=torch.int64, device=logits.device)
-        choices[drawn] = _draw(logits if every else logits[drawn], [rows[index] for index in drawn])
-    else:
-        choices = logits.argmax(-1)
-    return [int(token) for token in choices.tolist()]
+    `observe` hears of "constraints", of every stage by its name, and last of "draw": the logits the draw was made from
+    and, float64, the same with the noise of those tokens that could win. Without it nothing is kept to tell of.
+    """
+    _constrain(logits, rows, observe)
+    for stage, indices in _turns(rows, logits.shape[-1], observe is not observe_nothing):
+        logits = _apply(stage, logits, rows, indices, observe)
+    surprising = [index for index, row in enumerate(rows) if row.params.mirostat]
+    uncut = logits[surprising] if surprising else logits
+    logits = _apply(MIROSTAT, logits, rows, surprising, observe)
+    tokens = _draw(logits, rows, observe)
+    for index, own in zip(surprising, uncut, strict=False):
+        _adjust_mu(rows[index], surprise(own, tokens[index]))
+    for row, token in zip(rows, tokens, strict=True):
+        if row.state is not None:
+            row.state.append(token)
+    return tokens
 
 
 def describe(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[TokenLogprob]:
@@ -95,61 +74,80 @@ def _most_likely(logprobs: Tensor, count: int) -> tuple[tuple[int, ...], tuple[f
     return tuple(tokens), tuple(ordered.values[:count].tolist())
 
 
-def _constrain(logits: Tensor, rows: Sequence[Row]) -> None:
+def is_greedy(params: SamplingParams) -> bool:
+    """Whether nothing but the most likely token is left where the temperature stands in the order."""
+    return params.temperature == 0 and params.dynatemp_range == 0 and "temperature" in params.samplers
+
+
+def _constrain(logits: Tensor, rows: Sequence[Row], observe: Observe) -> None:
+    constrained = [index for index, row in enumerate(rows) if is_constrained(row)]
+    before = logits[constrained] if constrained and observe is not observe_nothing else None
+    for index in constrained:
+        constrain(logits[index], rows[index])
+    if before is not None:
+        observe("constraints", constrained, before, logits[constrained])
+
+
+def _turns(rows: Sequence[Row], vocab_size: int, watched: bool) -> Iterator[tuple[Stage, list[int]]]:
+    """The stages in every order the rows ask for, with the rows each applies to.
+
+    A greedy row is decided at the temperature: its one candidate is written out only for those who look.
+    """
+    orders: dict[tuple[str, ...], list[int]] = {}
     for index, row in enumerate(rows):
-        params = row.params
-        if params.allowed_tokens is not None:
-            allowed = list(params.allowed_tokens)
-            kept = logits[index, allowed]
-            logits[index] = HIDDEN
-            logits[index, allowed] = kept
-        if params.banned_tokens or row.withheld:
-            logits[index, [*params.banned_tokens, *row.withheld]] = HIDDEN
-        if params.logit_bias:
-            tokens, biases = zip(*params.logit_bias, strict=True)
-            logits[index].index_add_(0, torch.tensor(tokens, device=logits.device), logits.new_tensor(biases))
+        orders.setdefault(row.params.samplers, []).append(index)
+    for order, undecided in orders.items():
+        for stage in (STAGES[name] for name in order):
+            applied = [i for i in undecided if _runs(stage, rows[i].params, vocab_size)]
+            if stage.name == "temperature":
+                undecided = [i for i in undecided if not is_greedy(rows[i].params)]
+                if not watched:
+                    applied = [i for i in applied if not is_greedy(rows[i].params) or rows[i].params.mirostat]
+            yield stage, applied
 
 
-def _penalise(logits: Tensor, rows: Sequence[Row]) -> None:
-    penalised = [index for index, row in enumerate(rows) if row.history is not None]
-    if not penalised:
-        return
-    histories = [history for row in rows if (history := row.history) is not None]
-    seen = torch.from_numpy(np.stack([history.seen for history in histories])).to(logits.device)
-    counts = torch.from_numpy(np.stack([history.counts for history in histories])).to(logits.device)
-    chosen = [rows[index] for index in penalised]
-
-    def column(value: Callable[[SamplingParams], float]) -> Tensor:
-        return _column(chosen, value, logits)
-
-    part = penalise_repetition(logits[penalised], seen, column(lambda params: params.repetition_penalty))
-    frequency, presence = (
-        column(lambda params: params.frequency_penalty),
-        column(lambda params: params.presence_penalty),
-    )
-    logits[penalised] = penalise_counts(part, counts, frequency, presence)
+def _runs(stage: Stage, params: SamplingParams, vocab_size: int) -> bool:
+    return stage.applies(params, vocab_size) and (not params.mirostat or stage.name in SHAPING)
 
 
-def _draw(logits: Tensor, rows: Sequence[Row]) -> Tensor:
-    """Filter and draw; logits [rows, vocab], every row with a temperature above 0."""
-    scaled = logits / _column(rows, lambda params: max(params.temperature, _COLDEST), logits)
-    vocab_size = logits.shape[-1]
-    stages: tuple[tuple[Callable[[SamplingParams], bool], Callable[[Tensor, Sequence[Row]], Tensor]], ...] = (
-        (lambda params: 0 < params.top_k < vocab_size, _top_k),
-        (lambda params: params.top_p < 1.0, _top_p),
-        (lambda params: params.min_p > 0.0, _min_p),
-    )
-    for applies, stage in stages:
-        chosen = [index for index, row in enumerate(rows) if applies(row.params)]
-        if len(chosen) == len(rows):
-            scaled = stage(scaled, rows)
-        elif chosen:
-            scaled[chosen] = stage(scaled[chosen], [rows[index] for index in chosen])
-    return _argmax_with_noise(scaled, rows)
+def _apply(stage: Stage, logits: Tensor, rows: Sequence[Row], indices: list[int], observe: Observe) -> Tensor:
+    """The logits [rows, vocab] after the stage did its work on the rows `indices`."""
+    if not indices:
+        return logits
+    every = len(indices) == len(rows)
+    before = logits if every else logits[indices]
+    after = stage.apply(before, rows if every else [rows[index] for index in indices])
+    if observe is not observe_nothing:
+        observe(stage.name, indices, before, after)
+    if every:
+        return after
+    logits[indices] = after
+    return logits
 
 
-def _argmax_with_noise(scaled: Tensor, rows: Sequence[Row]) -> Tensor:
-    """The Gumbel-max draw from the softmax of each row, computing noise only where it can matter."""
+def _draw(logits: Tensor, rows: Sequence[Row], observe: Observe) -> list[int]:
+    """The arg-max of greedy rows and the draw of the others."""
+    drawn = [index for index, row in enumerate(rows) if not is_greedy(row.params)]
+    if len(drawn) == len(rows):
+        perturbed = _with_noise(logits, rows)
+        choices = perturbed.argmax(-1)
+    else:
+        choices = logits.argmax(-1)
+        perturbed = logits if observe is observe_nothing else logits.double()
+        if drawn:
+            noisy = _with_noise(logits[drawn], [rows[index] for index in drawn])
+            choices[drawn] = noisy.argmax(-1)
+            if observe is not observe_nothing:
+                perturbed[drawn] = noisy[:, : logits.shape[-1]]
+    if observe is not observe_nothing:
+        observe("draw", range(len(rows)), logits, perturbed[:, : logits.shape[-1]])
+    tokens: list[int] = choices.tolist()
+    return tokens
+
+
+def _with_noise(scaled: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Logits plus Gumbel noise [rows, vocab, padded to whole quads] float64, minus infinity where the noise could not
+    make the token win: the arg-max draws from the softmax of each row."""
     quads = F.pad(scaled, (0, -scaled.shape[-1] % LANES), value=HIDDEN).view(len(rows), -1, LANES)
     reachable = quads >= quads.amax(dim=(1, 2), keepdim=True) - REACH
     index, counters = reachable.any(-1).nonzero().unbind(1)
@@ -158,21 +156,27 @@ def _argmax_with_noise(scaled: Tensor, rows: Sequence[Row]) -> Tensor:
     positions = torch.tensor([row.position for row in rows], device=scaled.device)[index]
     perturbed = torch.full(quads.shape, HIDDEN, dtype=torch.float64, device=scaled.device)
     perturbed[index, counters] = quads[index, counters] + gumbel_noise(seeds, positions, counters)
-    return perturbed.flatten(1).argmax(-1)
+    return perturbed.flatten(1)
 
 
-def _top_k(logits: Tensor, rows: Sequence[Row]) -> Tensor:
-    return keep_top_k(logits, torch.tensor([row.params.top_k for row in rows], device=logits.device))
+def _adjust_mu(row: Row, surprise: float) -> None:
+    assert row.state is not None
+    row.state.mu = adjusted(row.state.mu, surprise, row.params.mirostat_tau, row.params.mirostat_eta)
 
 
-def _top_p(logits: Tensor, rows: Sequence[Row]) -> Tensor:
-    return keep_top_p(logits, _column(rows, lambda params: params.top_p, logits))
+class History:
+    """The older name of a state."""
+
+    @staticmethod
+    def of(prompt: Sequence[int], vocab_size: int) -> DecodingState:
+        return DecodingState(SamplingParams(repetition_penalty=2.0), prompt, vocab_size)
 
 
-def _min_p(logits: Tensor, rows: Sequence[Row]) -> Tensor:
-    return keep_min_p(logits, _column(rows, lambda params: params.min_p, logits))
+def wants_history(params: SamplingParams) -> bool:
+    return DecodingState.of(params, (), 1) is not None
 
 
-def _column(rows: Sequence[Row], value: Callable[[SamplingParams], float], like: Tensor) -> Tensor:
-    """A parameter of each row as a column [rows, 1]."""
-    return like.new_tensor([[value(row.params)] for row in rows])
+def sample(logits: Tensor, rows: Sequence[Row]) -> list[int]:
+    """The older form of `choose`, which records nothing."""
+    forked = [replace(row, state=row.state.fork() if row.state else None) for row in rows]
+    return choose(logits, forked)

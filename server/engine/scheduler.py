@@ -5,8 +5,8 @@ out the newest running sequence is preempted and later recomputed.
 """
 
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from server.engine.block_pool import BLOCK_SIZE, BlockPool
 from server.engine.sequence import Sequence, blocks_for
@@ -16,12 +16,14 @@ from server.engine.sequence import Sequence, blocks_for
 class Chunk:
     """A sequence's part in one step: tokens start .. start + length - 1.
 
-    A whole prompt, a slice of one, the latest token and the replay after a preemption are all this.
+    A whole prompt, a slice of one, the latest token, that token with drafts behind it, and the replay after a
+    preemption are all this.
     """
 
     sequence: Sequence
     start: int
     length: int
+    num_drafts: int = 0  # tokens that may be guessed behind the last one: blocks and budget cover them
 
     @property
     def end(self) -> int:
@@ -43,6 +45,11 @@ class Schedule:
     num_prefix_hit_tokens: int
 
 
+def no_drafts(sequence: Sequence) -> int:
+    """The wish of a sequence that does not speculate."""
+    return 0
+
+
 class Scheduler:
     """Keeps the waiting queue, the running list and the block pool in step with each other."""
 
@@ -53,17 +60,24 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of admission
 
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting)
+
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 
-    def schedule(self) -> Schedule:
-        """Choose the next step's chunks and give them their blocks."""
+    def schedule(self, drafts_wanted: Callable[[Sequence], int] = no_drafts) -> Schedule:
+        """Choose the next step's chunks and give them their blocks; what is left over is room for drafts."""
         budget = self.max_step_tokens
         chunks: list[Chunk] = []
         num_preemptions = 0
         position = 0
         while position < len(self.running) and budget:
             sequence = self.running[position]
+            if sequence.is_held:
+                position += 1
+                continue
             length = min(sequence.num_pending, budget)
             num_preemptions += self._make_room(sequence, sequence.num_computed + length)
             if position < len(self.running):  # it may have been the newest itself
@@ -71,19 +85,39 @@ class Scheduler:
                 budget -= length
                 position += 1
         queries, hits = self._admit(chunks, budget) if self.waiting and not num_preemptions else (0, 0)
+        while not chunks and self._park():
+            num_preemptions += 1
+            queries, hits = self._admit(chunks, budget)
+        if not num_preemptions:
+            self._reserve_drafts(chunks, drafts_wanted)
         return Schedule(tuple(chunks), num_preemptions, queries, hits)
 
     def commit(self, chunks: Iterable[Chunk]) -> None:
-        """The chunks have been computed: publish the blocks they filled."""
+        """The chunks have been computed."""
         for chunk in chunks:
-            sequence = chunk.sequence
-            sequence.num_computed = chunk.end
-            full = chunk.end // BLOCK_SIZE
-            if full > sequence.num_published:
-                hashes = sequence.hashes(full)
-                for index in range(sequence.num_published, full):
-                    self.pool.publish(sequence.blocks[index], hashes[index])
-                sequence.num_published = full
+            self.advance(chunk.sequence, chunk.end)
+
+    def advance(self, sequence: Sequence, num_computed: int) -> None:
+        """So many leading tokens of the sequence are final and in the cache: publish the blocks they filled."""
+        sequence.num_computed = num_computed
+        full = num_computed // BLOCK_SIZE
+        if full > sequence.num_published:
+            hashes = sequence.hashes(full)
+            for index in range(sequence.num_published, full):
+                self.pool.publish(sequence.blocks[index], hashes[index])
+            sequence.num_published = full
+
+    def trim(self, sequence: Sequence) -> None:
+        """Give back the blocks that only drafts would have needed."""
+        kept = blocks_for(sequence.num_tokens)
+        surplus, sequence.blocks[kept:] = sequence.blocks[kept:], []
+        self.pool.release(surplus)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Take a running sequence off its blocks; it is the next to be admitted, and computed anew."""
+        self.running.remove(sequence)
+        self.pool.release(sequence.forget_cache())
+        self.waiting.appendleft(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Finished or aborted, wherever it stands: its blocks go back."""
@@ -98,28 +132,41 @@ class Scheduler:
         num_preempted = 0
         missing = blocks_for(num_tokens) - len(sequence.blocks)
         while missing > self.pool.num_available:
-            newest = self.running.pop()
-            self.pool.release(newest.forget_cache())
-            self.waiting.appendleft(newest)
+            newest = self.running[-1]
+            self.preempt(newest)
             num_preempted += 1
             if newest is sequence:
                 return num_preempted
         sequence.blocks.extend(self.pool.allocate() for _ in range(missing))
         return num_preempted
 
+    def _park(self) -> bool:
+        """Nothing can run for want of what the held ones occupy: take the newest of those off, if somebody waits for it.
+
+        It does not come back before its next token is chosen, so that whoever it waits for gets there.
+        """
+        held = next((sequence for sequence in reversed(self.running) if sequence.is_held), None)
+        if held is None or self._next_waiting() is None:
+            return False
+        self.preempt(held)
+        return True
+
+    def _next_waiting(self) -> Sequence | None:
+        return next((sequence for sequence in self.waiting if not sequence.is_held), None)
+
     def _admit(self, chunks: list[Chunk], budget: int) -> tuple[int, int]:
         """Start waiting sequences in order while blocks and budget last; returns prefix tokens asked for and found."""
         queries = hits = 0
         filling = self._blocks_being_filled()
-        while self.waiting and budget and len(self.running) < self.max_running:
-            sequence = self.waiting[0]
+        while budget and len(self.running) < self.max_running and (sequence := self._next_waiting()):
             wanted = sequence.hashes(sequence.max_shared_blocks)
             shared = self.pool.match(wanted)
             if len(shared) < len(wanted) and wanted[len(shared)] in filling:
                 break  # a running sequence is computing that very block: share it when it is done
             if not self._take_blocks(sequence, shared):
                 break
-            self.running.append(self.waiting.popleft())
+            self.waiting.remove(sequence)
+            self.running.append(sequence)
             length = min(sequence.num_pending, budget)
             chunks.append(Chunk(sequence, sequence.num_computed, length))
             budget -= length
@@ -140,6 +187,25 @@ class Scheduler:
         sequence.num_published = len(shared)
         sequence.num_computed = len(shared) * BLOCK_SIZE
         return True
+
+    def _reserve_drafts(self, chunks: list[Chunk], drafts_wanted: Callable[[Sequence], int]) -> None:
+        """Let sequences guess ahead with the budget and the blocks that nobody else wants: drafts preempt no one."""
+        budget = self.max_step_tokens - sum(chunk.length for chunk in chunks)
+        for index, chunk in enumerate(chunks):
+            if budget <= 0:
+                return
+            if not chunk.is_last:
+                continue
+            sequence = chunk.sequence
+            slots = (len(sequence.blocks) + self.pool.num_available) * BLOCK_SIZE - sequence.num_tokens
+            # The step gives a token of its own: with all it may still have guessed, that one would be too many.
+            wanted = drafts_wanted(sequence) if sequence.may_draft else 0
+            count = min(wanted, sequence.num_remaining - 1, budget, slots)
+            if count > 0:
+                missing = blocks_for(sequence.num_tokens + count) - len(sequence.blocks)
+                sequence.blocks.extend(self.pool.allocate() for _ in range(missing))
+                chunks[index] = replace(chunk, num_drafts=count)
+                budget -= count
 
     def _blocks_being_filled(self) -> set[bytes]:
         """Hashes of full blocks that running sequences hold but have not computed yet."""

@@ -19,6 +19,9 @@ class Sequence:
         self.num_prompt_logprobs = 0  # prompt positions whose logprobs have been reported, the first (null) not counted
         self.num_cached_tokens: int | None = None  # prefix-cache hit of the first admission
         self.scheduled_at: float | None = None
+        self.may_draft = True  # until a draft made its logits other than finite
+        self.num_draft_computed = 0  # leading tokens in the draft model's cache, see `draft_model`
+        self.is_held = False  # its logits are kept for a choice made together with other sequences: nothing to compute
         self._hashes = [salted_root(request.cache_salt)]
 
     @property
@@ -28,6 +31,11 @@ class Sequence:
     @property
     def num_outputs(self) -> int:
         return len(self.tokens) - self.num_prompt
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens it may still get."""
+        return self.request.params.max_tokens - self.num_outputs
 
     @property
     def num_pending(self) -> int:
@@ -55,7 +63,7 @@ class Sequence:
     def forget_cache(self) -> list[int]:
         """Preempted: nothing is computed any more. Returns the blocks to release."""
         blocks, self.blocks = self.blocks, []
-        self.num_computed = self.num_published = 0
+        self.num_computed = self.num_published = self.num_draft_computed = 0
         return blocks
 
 

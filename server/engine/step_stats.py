@@ -1,6 +1,6 @@
 """One step in numbers, read off its schedule, its outputs and the pool it left behind. Keeps no counters."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.engine.scheduler import Schedule, Scheduler
@@ -12,6 +12,7 @@ class StepTimes:
     """When the stages of a step began and the last one ended, in seconds of the engine's clock."""
 
     schedule: float
+    draft: float
     run: float
     decide: float
     end: float
@@ -19,7 +20,7 @@ class StepTimes:
 
 
 def step_stats(
-    schedule: Schedule, scheduler: Scheduler, outputs: Iterable[SequenceOutput], times: StepTimes
+    schedule: Schedule, scheduler: Scheduler, outputs: Sequence[SequenceOutput], times: StepTimes
 ) -> StepStats:
     """`scheduler` as the step left it."""
     # Computed tokens are prompt tokens unless they are outputs fed back; a replay computes both again.
@@ -27,11 +28,14 @@ def step_stats(
     return StepStats(
         started_at=times.schedule,
         duration_seconds=times.end - times.schedule,
-        schedule_seconds=times.run - times.schedule,
+        schedule_seconds=times.draft - times.schedule,
+        draft_seconds=times.run - times.draft,
         forward_seconds=times.forward_seconds,
         sample_seconds=times.end - times.decide,
         num_prompt_tokens=sum(chunk.length for chunk in schedule.chunks) - fed_back,
         num_generated_tokens=sum(len(output.tokens) for output in outputs),
+        num_draft_tokens=sum(output.num_drafted for output in outputs),
+        num_accepted_tokens=sum(output.num_accepted for output in outputs),
         num_prefix_query_tokens=schedule.num_prefix_query_tokens,
         num_prefix_hit_tokens=schedule.num_prefix_hit_tokens,
         num_preemptions=schedule.num_preemptions,

@@ -3,9 +3,27 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from server.engine.grammar_spec import Grammar
 from server.engine.params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+DraftMethod = Literal["off", "draft", "ngram", "suffix", "auto"]
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """How tokens of a sequence are guessed ahead of the model. Never changes them, see the exactness contract."""
+
+    method: DraftMethod = "off"
+    num_tokens: int = 4  # drafted per step at most
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance: logits are pushed away from those after `negative_prompt` (Sanchez et al. 2023)."""
+
+    negative_prompt: tuple[int, ...]
+    scale: float  # 1 changes nothing
 
 
 @dataclass(frozen=True)
@@ -20,6 +38,9 @@ class SequenceRequest:
     prompt: tuple[int, ...]
     params: SamplingParams
     cache_salt: str = ""
+    speculation: Speculation = Speculation()
+    grammar: Grammar | None = None
+    guidance: Guidance | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +71,9 @@ class SequenceOutput:
     stop_token: int | None = None
     num_cached_tokens: int = 0  # prompt tokens taken from the prefix cache when first admitted
     scheduled_at: float = 0.0  # time.monotonic() of the first step that ran it
+    num_drafted: int = 0  # tokens guessed ahead in this step
+    num_accepted: int = 0  # of them, those that became tokens of the sequence
+    error: str = ""  # why the finish reason is "error"
 
 
 @dataclass(frozen=True)
@@ -59,10 +83,13 @@ class StepStats:
     started_at: float  # time.monotonic()
     duration_seconds: float
     schedule_seconds: float
+    draft_seconds: float
     forward_seconds: float
     sample_seconds: float
     num_prompt_tokens: int  # prompt tokens computed (recomputation after a preemption included)
     num_generated_tokens: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
     num_prefix_query_tokens: int
     num_prefix_hit_tokens: int
     num_preemptions: int
@@ -93,3 +120,4 @@ class EngineInfo:
     device: str
     num_blocks: int
     block_size: int
+    fingerprint: str = ""  # of the checkpoint's contents

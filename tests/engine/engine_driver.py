@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from model.gpt import GPT
-from server.engine.block_pool import BLOCK_SIZE
+from server.engine.block_pool import BLOCK_SIZE, BlockPool
 from server.engine.core import EngineCore
 from server.engine.runner import Runner
+from server.engine.scheduler import Scheduler
 from server.engine.types import (
     EngineInfo,
     FinishReason,
@@ -83,7 +84,8 @@ def engine_core(
     config = model.config
     info = engine_info(config.vocab_size, min(config.context_length, num_blocks * BLOCK_SIZE), num_blocks, eos)
     clock = Ticks()
-    return EngineCore(info, Runner(model, num_blocks, clock), max_running, max_step_tokens, clock)
+    scheduler = Scheduler(BlockPool(num_blocks), max_running, max_step_tokens)
+    return EngineCore(info, Runner(model, num_blocks, clock), scheduler, clock)
 
 
 def engine_info(vocab_size: int, context_length: int, num_blocks: int, eos: tuple[int, ...] = (EOS,)) -> EngineInfo:
@@ -92,7 +94,7 @@ def engine_info(vocab_size: int, context_length: int, num_blocks: int, eos: tupl
 
 def core_on(runner: object, info: EngineInfo, limits: tuple[int, int]) -> EngineCore:
     """A core over anything that runs like a Runner; `limits` are max_running and max_step_tokens."""
-    return EngineCore(info, cast(Runner, runner), *limits, Ticks())
+    return EngineCore(info, cast(Runner, runner), Scheduler(BlockPool(info.num_blocks), *limits), Ticks())
 
 
 def drain(core: EngineCore, disturb: Disturbance = leave_alone, more_until: int = 0) -> Run:

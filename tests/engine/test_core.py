@@ -259,7 +259,7 @@ def test_step_statistics_add_up_and_stay_within_the_limits(gqa: GPT, max_running
         assert stats.num_generated_tokens <= max_running
         assert stats.num_running <= max_running
         assert stats.num_free_blocks + stats.num_cached_blocks <= stats.num_blocks == 20
-        parts = stats.schedule_seconds + stats.forward_seconds + stats.sample_seconds
+        parts = stats.schedule_seconds + stats.draft_seconds + stats.forward_seconds + stats.sample_seconds
         building = 2  # ticks before and after the model, of a clock that ticks whenever it is read
         assert stats.duration_seconds == parts + building
     last = run.stats[-1]

@@ -15,16 +15,16 @@ from torch import Tensor
 import model.moe
 import model.paged
 import model.paged_attention
-import server.engine.core
 import server.engine.runner
 import server.engine.sequence
+import server.engine.verify
 from model.attention import visible_keys
 from model.gpt import GPT
 from model.moe import MixtureOfExperts
 from server.engine.block_pool import BLOCK_SIZE, block_hash, salted_root
 from server.engine.core import EngineCore
 from server.engine.params import SamplingParams
-from server.engine.sampler import History, Row, sample
+from server.engine.sampler import DecodingState, Row, choose
 from server.engine.scheduler import Chunk, Scheduler
 from server.engine.sequence import Sequence as EngineSequence
 from server.engine.sequence import blocks_for
@@ -142,9 +142,9 @@ def disturb_noise(monkeypatch: pytest.MonkeyPatch, shift: Callable[[int, int], i
 
     def shifted(logits: Tensor, rows: Sequence[Row]) -> list[int]:
         call = next(calls)
-        return sample(logits, [replace(row, position=row.position + shift(i, call)) for i, row in enumerate(rows)])
+        return choose(logits, [replace(row, position=row.position + shift(i, call)) for i, row in enumerate(rows)])
 
-    monkeypatch.setattr(server.engine.core, "sample", shifted)
+    monkeypatch.setattr(server.engine.verify, "choose", shifted)
 
 
 def test_control_noise_by_batch_row(gqa: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_control_history_lost_on_preemption(gqa: GPT) -> None:
     def preempt_and_forget(core: EngineCore, step: int) -> None:
         preempt_once(core, step)
         if step == 10:
-            core._histories[1] = History.of(penalised.prompt, VOCAB_SIZE)
+            core._decodings[1].state = DecodingState.of(params, penalised.prompt, VOCAB_SIZE)
 
     assert decode(engine_core(gqa), [penalised], preempt_once).results[1] == alone(gqa, penalised)
     assert decode(engine_core(gqa), [penalised], preempt_and_forget).results[1] != alone(gqa, penalised)

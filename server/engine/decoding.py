@@ -1,0 +1,112 @@
+"""Everything the choice of a sequence's next tokens depends on besides logits, and what ends it. Knows no batch."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.engine.admission import ending_tokens
+from server.engine.grammar_spec import GrammarError
+from server.engine.sampler import DecodingState, Row
+from server.engine.sequence import Sequence
+from server.engine.types import EngineInfo, FinishReason, SequenceRequest
+
+
+class Matcher(Protocol):
+    """Where a sequence stands in its grammar."""
+
+    def mask(self) -> NDArray[np.int32]:
+        """Tokens that may follow, [vocab / 32, rounded up] with a bit each. Raises GrammarError at its limits."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """The token has been chosen."""
+        ...
+
+    def is_finished(self) -> bool:
+        """Whether nothing may follow but the end."""
+        ...
+
+
+@dataclass
+class Decoding:
+    """One sequence being decoded."""
+
+    sequence: Sequence
+    endings: frozenset[int]  # tokens that end it when chosen
+    state: DecodingState | None  # its history, where a stage of the sampler asks for one
+    matcher: Matcher | None = None  # set once its grammar is compiled
+
+    @classmethod
+    def of(cls, request: SequenceRequest, info: EngineInfo) -> "Decoding":
+        return cls(
+            Sequence(request),
+            frozenset(ending_tokens(info, request)),
+            DecodingState.of(request.params, request.prompt, info.vocab_size),
+        )
+
+    @property
+    def is_stateless(self) -> bool:
+        """Whether a token depends on the ones before it through nothing but the logits."""
+        return self.state is None and self.matcher is None
+
+    def row(self, ahead: int) -> Row:
+        """What chooses the token `ahead` places behind the next one. Raises GrammarError."""
+        sequence, params = self.sequence, self.sequence.request.params
+        is_early = sequence.num_outputs + ahead < params.min_tokens
+        withheld = tuple(sorted(self.endings)) if is_early else ()
+        mask = None if self.matcher is None else self.matcher.mask()
+        return Row(params, sequence.num_tokens + ahead, withheld, self.state, mask)
+
+
+@dataclass
+class Verification:
+    """A sequence's turn to choose: behind its latest token, and behind each draft for as long as they prove right."""
+
+    decoding: Decoding
+    first_row: int  # of the step's logits: those behind the latest token; the drafts' follow
+    drafts: tuple[int, ...] = ()
+    tokens: list[int] = field(default_factory=list)
+    num_accepted: int = 0
+    finish_reason: FinishReason | None = None
+    stop_token: int | None = None
+    error: str = ""
+
+    def ready_rows(self) -> list[Row]:
+        """The next rows, as many as can be decided at once: with a history one, as more depends on what is chosen.
+
+        None when the grammar gives up, which ends the sequence.
+        """
+        count = len(self.drafts) + 1 - len(self.tokens) if self.decoding.is_stateless else 1
+        try:
+            return [self.decoding.row(ahead) for ahead in range(count)]
+        except GrammarError as error:
+            self.finish_reason, self.error = "error", str(error)
+            return []
+
+    def keep(self, chosen: list[int]) -> bool:
+        """Take the tokens chosen at the next rows, as far as the drafts in between agree; whether there are more."""
+        for token in chosen:
+            place = len(self.tokens)
+            agrees = place < len(self.drafts) and token == self.drafts[place]
+            self.num_accepted += agrees
+            self._append(token)
+            if self.finish_reason is not None or not agrees:
+                return False
+        return self.finish_reason is None
+
+    def _append(self, token: int) -> None:
+        sequence = self.decoding.sequence
+        sequence.tokens.append(token)
+        self.tokens.append(token)
+        matcher = self.decoding.matcher
+        if token in self.decoding.endings:
+            self.finish_reason, self.stop_token = "stop", token
+            return
+        if matcher is not None:
+            matcher.accept(token)
+        if matcher is not None and matcher.is_finished():
+            self.finish_reason = "stop"
+        elif not sequence.num_remaining:
+            self.finish_reason = "length"
