@@ -19,6 +19,16 @@ from training.presets import presets
 from training.report import ReportOptions, report
 from training.run import train
 
+DESCRIPTION = """Train a model from a preset, any setting of which can be changed:
+
+  minigpt-train PRESET --help
+  minigpt-train PRESET --data.path texts/ --out runs/mine --length.max-steps 500
+
+Compare runs by their logs, and list or check the shipped checkpoints:
+
+  minigpt-train report RUN ... --plot both.png
+  python -m training.manifest --help
+"""
 INTERRUPTED = 130  # what shells expect of a program ended by Ctrl-C
 
 
@@ -39,7 +49,7 @@ def run(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     if arguments[:1] == ["report"]:
         report(tyro.cli(ReportOptions, prog="minigpt-train report", args=arguments[1:]), sys.stdout)
         return 0
-    config = tyro.extras.overridable_config_cli(presets(), prog="minigpt-train", args=arguments)
+    config = tyro.extras.overridable_config_cli(presets(), prog="minigpt-train", description=DESCRIPTION, args=arguments)
     return train_with_signals(config, environment)
 
 

@@ -9,7 +9,9 @@ from model.config import ModelConfig
 MAX_STEPS = 100_000_000
 MAX_SECONDS = 30 * 86_400.0
 MAX_BATCH = 1_048_576
+MAX_EVALUATIONS = 10_000
 MAX_WORKERS_THREADS = 1_024
+MAX_WRITTEN_TOKENS = 1_000_000_000
 
 
 class TrainingError(Exception):
@@ -109,7 +111,8 @@ class LengthOptions:
     micro_batch_size: int | None = None
     """Sequences per forward pass of one worker; the worker's share of the batch when not given."""
     num_evaluations: int = 10
-    """Evaluations, evenly spread; the last one ends the run. Each also saves the state to resume from."""
+    """Evaluations, evenly spread, at most one a step; the last one ends the run. Each also saves the state to resume
+    from."""
     log_interval: int = 10
     """Steps between lines in the log."""
 
@@ -125,10 +128,12 @@ class LengthOptions:
         require(1 <= batch <= MAX_BATCH, "length.batch_size", batch, f"must be from 1 to {MAX_BATCH}")
         divides = micro is None or (micro >= 1 and batch % micro == 0)
         require(divides, "length.micro_batch_size", micro, f"must divide length.batch_size {batch}")
-        most = 10_000 if steps is None else min(10_000, steps)
-        count = self.num_evaluations
-        require(1 <= count <= most, "length.num_evaluations", count, f"must be from 1 to {most}")
+        count, limit = self.num_evaluations, f"must be from 1 to {MAX_EVALUATIONS}"
+        require(1 <= count <= MAX_EVALUATIONS, "length.num_evaluations", count, limit)
         require(self.log_interval >= 1, "length.log_interval", self.log_interval, "must be at least 1")
+        if steps is not None and count > steps:
+            # A preset is shortened by its steps alone; the recipe then records what is done.
+            object.__setattr__(self, "num_evaluations", steps)
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,34 @@ class LossOptions:
         for name in ("balance", "router_z"):
             value = getattr(self, name)
             require(0 <= value <= 100, f"loss.{name}", value, "must be from 0 to 100")
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """Learning from another model, the target, on text that the target writes: how drafts for it are made."""
+
+    target: Path | None = None
+    """A checkpoint's folder. When given, the run learns its probabilities and not the corpus, which then only gives the
+    written texts their beginnings; without it, nothing below matters."""
+    start_from_target: bool = False
+    """Begin with the target's embeddings and layers of it, evenly from the first to the last; shapes must agree."""
+    num_tokens: int = 1_000_000
+    """What the target writes before the first step, to train on."""
+    num_validation_tokens: int = 65_536
+    """The same to validate on, begun by the corpus's validation split."""
+    prompt_length: int = 24
+    """Tokens of the corpus that each text begins with; the target fills the context from there."""
+    temperatures: tuple[float, ...] = (1.0, 0.8)
+    """The texts are drawn at these temperatures in turn; 0 is greedy."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_tokens", "num_validation_tokens"):
+            count, limit = getattr(self, name), f"must be from 1 to {MAX_WRITTEN_TOKENS}"
+            require(1 <= count <= MAX_WRITTEN_TOKENS, f"distill.{name}", count, limit)
+        require(self.prompt_length >= 1, "distill.prompt_length", self.prompt_length, "must be at least 1")
+        heats = self.temperatures
+        require(len(heats) > 0, "distill.temperatures", heats, "must not be empty")
+        require(all(0 <= heat <= 10 for heat in heats), "distill.temperatures", heats, "must each be from 0 to 10")
 
 
 @dataclass(frozen=True)
@@ -175,6 +208,7 @@ class TrainConfig:
     length: LengthOptions = field(default_factory=lambda: LengthOptions(max_steps=1_000))
     loss: LossOptions = field(default_factory=LossOptions)
     sample: SampleOptions = field(default_factory=SampleOptions)
+    distill: DistillOptions = field(default_factory=DistillOptions)
     dropout: float = 0.0
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """bfloat16: products under autocast, weights and optimiser in float32."""
@@ -196,6 +230,9 @@ class TrainConfig:
         require(self.device in ("cpu", "cuda") or self.device.startswith("cuda:"), "device", self.device, DEVICES)
         room = self.model.context_length
         require(self.sample.max_tokens < room, "sample.max_tokens", self.sample.max_tokens, f"must be below {room}")
+        given = self.distill.prompt_length
+        distills = self.distill.target is not None
+        require(not distills or given < room, "distill.prompt_length", given, f"must be below {room}")
 
 
 DEVICES = "must be cpu, cuda or cuda:N"

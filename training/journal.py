@@ -7,7 +7,7 @@ from tqdm import tqdm
 from training.config import TrainConfig
 from training.log import LOG_FILE, Record, RunLog, read_log
 from training.plots import plot_curves
-from training.progress import Progress, StepReport
+from training.progress import Progress, StepReport, Validation
 
 CURVE_FILE = "loss.png"
 
@@ -33,13 +33,16 @@ class Journal:
             self.bar.set_postfix_str(f"loss {report.loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
             self.log.write({**self._where("step", progress), **self._numbers(report), "tokens_per_second": speed})
 
-    def on_evaluation(self, progress: Progress, loss: float, sample: str, is_best: bool) -> None:
+    def on_evaluation(self, progress: Progress, validation: Validation, sample: str, is_best: bool) -> None:
         """Write a line, show the sample, draw the curve anew."""
-        result = {"validation_loss": loss, "is_best": is_best, "sample": sample}
-        self.log.write({**self._where("evaluation", progress), **result})
+        result: dict[str, object] = {"validation_loss": validation.loss}
+        text = f"step {progress.step}, {progress.seconds:.1f} s: validation loss {validation.loss:.4f}"
+        if validation.agreement is not None:
+            result["validation_agreement"] = validation.agreement
+            text += f", agreement {validation.agreement:.4f}"
+        self.log.write({**self._where("evaluation", progress), **result, "is_best": is_best, "sample": sample})
         mark = ", the best so far" if is_best else ""
-        text = f"step {progress.step}, {progress.seconds:.1f} s: validation loss {loss:.4f}{mark}\n{_indented(sample)}"
-        self.bar.write(text, file=self.stream)
+        self.bar.write(f"{text}{mark}\n{_indented(sample)}", file=self.stream)
         plot_curves({self.config.out.name: read_log(self.log.path)}, self.config.out / CURVE_FILE)
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from model.checkpoint import save_checkpoint
 from model.gpt import GPT
 from training.config import TrainConfig, TrainingError, refuse
 from training.dataset import Batch, WindowOrder, cut
-from training.evaluate import validation_loss
+from training.evaluate import validate
 from training.objective import Losses, Objective
 from training.optimizers import Optimizers
 from training.parallel import Workers
@@ -40,14 +40,16 @@ class Trainer:
         material: Material,
         model: GPT,
         workers: Workers,
+        target: GPT | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """With a `target`, the model learns its logits rather than the text."""
         self.config = config
         self.material = material
         self.model = model
         self.workers = workers
         self.clock = clock
-        self.objective = Objective(model, config.loss, DTYPES[config.precision])
+        self.objective = Objective(model, config.loss, DTYPES[config.precision], target)
         self.optimizers = Optimizers(model, config.optimizer)
         self.order = WindowOrder(len(material.training), model.config.context_length, config.seed)
         self.progress = Progress()
@@ -131,9 +133,9 @@ class Trainer:
 
     def _evaluate(self, observer: Observer) -> None:
         size = max(1, EVALUATION_TOKENS // self.model.config.context_length)
-        loss = validation_loss(self.objective, self.material.validation, size, self.workers)
-        is_best = loss < self.progress.best_loss
-        self.progress.best_loss = min(loss, self.progress.best_loss)
+        validation = validate(self.objective, self.material.validation, size, self.workers)
+        is_best = validation.loss < self.progress.best_loss
+        self.progress.best_loss = min(validation.loss, self.progress.best_loss)
         if self.workers.rank:
             return
         if is_best:
@@ -144,7 +146,7 @@ class Trainer:
         if self.config.sample.max_tokens:
             seed = _derived_seed(self.config.seed, self.progress.step, 0)
             sample = sample_text(self.model, self.material.tokenizer, self.config.sample, seed)
-        observer.on_evaluation(self.progress, loss, sample, is_best)
+        observer.on_evaluation(self.progress, validation, sample, is_best)
 
     def _save(self) -> None:
         if self.workers.rank == 0:

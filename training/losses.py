@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy, and for experts a balance loss and a z-loss. Knows no optimiser."""
+"""What training minimises: cross-entropy or the distance to a target, and the losses of routers. Knows no optimiser."""
 
 from dataclasses import dataclass, field
 
@@ -10,6 +10,21 @@ from torch import Tensor
 def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats; logits [..., vocab], targets [...]."""
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
+def distillation_loss(logits: Tensor, target_logits: Tensor) -> Tensor:
+    """Mean Kullback-Leibler divergence of the student from the target, KL(target || student), in nats; both
+    [..., vocab].
+
+    At temperature 1 and over the whole vocabulary (Hinton et al. 2015; for drafts, Zhou et al. 2024, DistillSpec).
+    """
+    student, target = (each.flatten(0, -2).log_softmax(dim=-1) for each in (logits, target_logits))
+    return F.kl_div(student, target, reduction="batchmean", log_target=True)
+
+
+def agreement(logits: Tensor, target_logits: Tensor) -> Tensor:
+    """Share of positions at which student and target prefer the same token; both [..., vocab]."""
+    return (logits.argmax(dim=-1) == target_logits.argmax(dim=-1)).float().mean()
 
 
 def expert_counts(logits: Tensor, num_experts_per_token: int) -> Tensor:

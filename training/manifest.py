@@ -24,6 +24,8 @@ from training.run import RECIPE_FILE
 MANIFEST_FILE = "MANIFEST.json"
 MAX_WEIGHTS_BYTES = 4_000_000  # the repository's limit for a shipped checkpoint
 MAX_FILE_BYTES = 64_000_000
+# What is listed of the best evaluation; the agreement only where there was a target.
+EVALUATION_FIELDS = ("step", "seconds", "tokens", "validation_loss", "validation_agreement")
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def _entry(folder: Path) -> Mapping[str, object]:
     evaluations = [record for record in read_log(folder / LOG_FILE) if record["kind"] == "evaluation"]
     best = min(evaluations, key=lambda record: number(record, "validation_loss"))
     return {
-        "best": {field: best[field] for field in ("step", "seconds", "tokens", "validation_loss")},
+        "best": {field: best[field] for field in EVALUATION_FIELDS if field in best},
         "recipe": read_json(folder / RECIPE_FILE),
         "files": {file.name: _details(file) for file in sorted(folder.iterdir())},
     }

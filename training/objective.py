@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.gpt import GPT
+from model.gpt import GPT, ObserveRouting, ignore_routing
 from training.attention import training_attend
 from training.config import LossOptions
 from training.dataset import Batch
-from training.losses import RoutingLosses, token_loss
+from training.losses import RoutingLosses, agreement, distillation_loss, token_loss
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,18 @@ class Routing:
 class Losses:
     """The losses of one forward pass, scalars."""
 
-    tokens: Tensor  # mean cross-entropy in nats per token
+    tokens: Tensor  # nats per token: mean cross-entropy, or the mean divergence from a target
     total: Tensor  # with the router losses: what is minimised
     routing: Routing | None = None
+    agreement: Tensor | None = None  # share of tokens on which the target's first choice is the model's; no gradient
 
 
 class Objective:
-    """The loss of `model` on batches, in the run's precision."""
+    """The loss of `model` on batches, in the run's precision: against the text, or against a `target`'s logits."""
 
-    def __init__(self, model: GPT, options: LossOptions, precision: torch.dtype) -> None:
+    def __init__(self, model: GPT, options: LossOptions, precision: torch.dtype, target: GPT | None = None) -> None:
         self.model = model
+        self.target = target
         self.options = options
         self.precision = precision
         self.device = model.embedding.weight.device
@@ -41,16 +43,27 @@ class Objective:
     def losses(self, batch: Batch) -> Losses:
         """Forward pass over a batch, gradients recorded unless torch was told otherwise."""
         inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
-        config, length = self.model.config, inputs.shape[-1]
+        config = self.model.config
         routing = RoutingLosses(config.num_experts_per_token)
-        positions = torch.arange(length, device=self.device)
-        attend = training_attend(config, length, self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            hidden = self.model(inputs, positions, attend, routing.observe)
-            logits = self.model.unembed(hidden)
-        tokens = token_loss(logits, targets)
+        logits = self._logits(self.model, inputs, routing.observe)
+        tokens, agreed = self._token_loss(logits, inputs, targets)
         if not config.num_experts:
-            return Losses(tokens, tokens)
+            return Losses(tokens, tokens, agreement=agreed)
         balance, router_z = routing.mean_balance(), routing.mean_router_z()
         total = tokens + self.options.balance * balance + self.options.router_z * router_z
-        return Losses(tokens, total, Routing(torch.stack((balance, router_z)).detach(), routing.load()))
+        return Losses(tokens, total, Routing(torch.stack((balance, router_z)).detach(), routing.load()), agreed)
+
+    def _token_loss(self, logits: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The loss per token and, with a target, the agreement. A target makes the tokens that follow irrelevant."""
+        if self.target is None:
+            return token_loss(logits, targets), None
+        with torch.no_grad():
+            target_logits = self._logits(self.target, inputs, ignore_routing)
+        return distillation_loss(logits, target_logits), agreement(logits.detach(), target_logits)
+
+    def _logits(self, model: GPT, inputs: Tensor, observe: ObserveRouting) -> Tensor:
+        length = inputs.shape[-1]
+        attend = training_attend(model.config, length, self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            hidden = model(inputs, torch.arange(length, device=self.device), attend, observe)
+            return model.unembed(hidden)

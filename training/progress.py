@@ -46,10 +46,18 @@ class RouterReport:
 class StepReport:
     """One step in numbers."""
 
-    loss: float  # cross-entropy, the mean over the batch
+    loss: float  # cross-entropy or divergence from the target, the mean over the batch
     rate_factor: float
     grad_norm: float  # before clipping
     router: RouterReport | None = None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One evaluation in numbers."""
+
+    loss: float  # nats per token, as StepReport's
+    agreement: float | None = None  # with the target's first choices, 0 to 1; only where there is a target
 
 
 class Observer(Protocol):
@@ -58,7 +66,7 @@ class Observer(Protocol):
     def on_step(self, progress: Progress, report: StepReport) -> None:
         """After every step."""
 
-    def on_evaluation(self, progress: Progress, loss: float, sample: str, is_best: bool) -> None:
+    def on_evaluation(self, progress: Progress, validation: Validation, sample: str, is_best: bool) -> None:
         """After every evaluation."""
 
 
@@ -68,5 +76,5 @@ class Nobody:
     def on_step(self, progress: Progress, report: StepReport) -> None:
         """Says nothing."""
 
-    def on_evaluation(self, progress: Progress, loss: float, sample: str, is_best: bool) -> None:
+    def on_evaluation(self, progress: Progress, validation: Validation, sample: str, is_best: bool) -> None:
         """Says nothing."""

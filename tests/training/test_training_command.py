@@ -13,6 +13,7 @@ import torch
 from training_runs import run_quietly, tiny_run, weights, with_length, write_text
 
 from training.__main__ import run
+from training.config import TrainingError
 from training.log import number, read_log
 
 # Python and torch start several times here, which takes long where the cores are shared.
@@ -40,6 +41,30 @@ def test_a_bad_setting_ends_the_command_with_one_line(tmp_path: Path) -> None:
     done = minigpt_train(*command(tmp_path / "missing.txt", tmp_path / "run"))
     assert done.returncode == 2
     assert done.stderr == f"minigpt-train: {tmp_path / 'missing.txt'} cannot be read: No such file or directory\n"
+
+
+@pytest.mark.parametrize("text", [None, "", "\xff", "too short for two windows"])
+def test_refused_data_leaves_no_folder(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "text.txt"
+    if text is not None:
+        path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(TrainingError):
+        run(command(path, tmp_path / "runs" / "mine"), {})
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_shortened_by_its_steps_alone_runs(tmp_path: Path) -> None:
+    assert run(command(write_text(tmp_path), tmp_path / "run", "--length.max-steps", "2"), {}) == 0
+    assert [record["step"] for record in read_log(tmp_path / "run" / "log.jsonl")] == [1, 2]
+
+
+def test_the_help_names_the_other_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        run(["--help"], {})
+    assert leaving.value.code == 0
+    shown = capsys.readouterr().out
+    assert "minigpt-train report RUN" in shown
+    assert "training.manifest" in shown
 
 
 def test_an_interrupted_command_saves_and_its_resumption_equals_an_uninterrupted_run(tmp_path: Path) -> None:

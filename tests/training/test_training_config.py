@@ -1,6 +1,7 @@
 """Settings outside their limits are refused on one line that names field, value and limit; presets are sound."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: LengthOptions(max_seconds=NAN), "length.max_seconds is nan"),
     (lambda: LengthOptions(max_steps=99, batch_size=0), "length.batch_size is 0"),
     (lambda: LengthOptions(max_steps=99, batch_size=6, micro_batch_size=4), "length.micro_batch_size is 4; it must di"),
-    (lambda: LengthOptions(max_steps=5, num_evaluations=6), "length.num_evaluations is 6; it must be from 1 to 5"),
+    (lambda: LengthOptions(max_steps=5, num_evaluations=0), "length.num_evaluations is 0; it must be from 1 to 10000"),
     (lambda: LengthOptions(max_steps=99, log_interval=0), "length.log_interval is 0"),
     (lambda: LossOptions(balance=-1.0), "loss.balance is -1.0"),
     (lambda: SampleOptions(prompt=""), "sample.prompt is ''; it must not be empty"),
@@ -49,6 +50,11 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: TrainConfig(TINY, Path("run"), device="tpu"), "device is tpu; it must be cpu, cuda or cuda:N"),
     (lambda: TrainConfig(TINY, Path("run")), "sample.max_tokens is 120; it must be below 16"),
 ]
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(3, 3), (7, 7), (8, 7)])
+def test_a_preset_shortened_by_its_steps_alone_evaluates_at_most_once_a_step(steps: int, expected: int) -> None:
+    assert replace(LengthOptions(max_steps=1_400, num_evaluations=7), max_steps=steps).num_evaluations == expected
 
 
 @pytest.mark.parametrize(("make", "message"), REFUSED)
@@ -66,11 +72,13 @@ def test_every_preset_writes_to_a_folder_of_its_own_name() -> None:
 
 def test_shipped_presets_are_limited_by_steps_so_that_they_can_be_repeated() -> None:
     shipped = [config for name, (_, config) in presets().items() if name.startswith("shakespeare-")]
-    assert len(shipped) == 3
+    assert len(shipped) == 4
     assert all(config.length.max_steps is not None and config.data.path is None for config in shipped)
 
 
-@pytest.mark.parametrize(("name", "layout"), [("char", "gpt2"), ("gqa", "llama"), ("moe", "mixtral")])
+@pytest.mark.parametrize(
+    ("name", "layout"), [("char", "gpt2"), ("gqa", "llama"), ("moe", "mixtral"), ("draft", "gpt2")]
+)
 def test_shipped_presets_have_the_layout_and_the_size_they_promise(name: str, layout: str) -> None:
     _, config = presets()[f"shakespeare-{name}"]
     assert config_json(config.model, dtype="bfloat16", eos_token_ids=(0,))["model_type"] == layout

@@ -27,7 +27,7 @@ from model.config import ModelConfig
 from model.tokenizer import Tokenizer
 from training.config import OptimizerOptions, SampleOptions, TrainingError
 from training.dataset import cut
-from training.evaluate import validation_loss
+from training.evaluate import validate
 from training.log import Record, number, read_log
 from training.loop import Trainer
 from training.parallel import Alone
@@ -64,7 +64,7 @@ def test_a_run_leaves_a_checkpoint_with_its_tokenizer_and_the_reported_loss(tmp_
     trainer.objective.model = model
     records = read_log(tmp_path / "run" / "log.jsonl")
     best = min(number(record, "validation_loss") for record in records if record["kind"] == "evaluation")
-    assert validation_loss(trainer.objective, trainer.material.validation, 4, Alone()) == pytest.approx(best, abs=1e-6)
+    assert validate(trainer.objective, trainer.material.validation, 4, Alone()).loss == pytest.approx(best, abs=1e-6)
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 

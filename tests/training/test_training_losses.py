@@ -13,7 +13,7 @@ from model.config import ModelConfig
 from training.attention import training_attend
 from training.config import LossOptions
 from training.dataset import Batch, cut
-from training.evaluate import validation_loss
+from training.evaluate import validate
 from training.losses import RoutingLosses, balance_loss, expert_counts, router_z_loss
 from training.objective import Objective
 from training.parallel import Alone
@@ -115,5 +115,5 @@ def test_the_validation_loss_is_the_mean_over_tokens_one_window_at_a_time() -> N
     for first in range(0, 74, 16):
         length = min(16, 74 - first)
         total += objective.losses(cut(tokens, np.array([first]), length)).tokens.item() * length
-    assert validation_loss(objective, tokens, 3, Alone()) == pytest.approx(total / 74, rel=1e-6)
+    assert validate(objective, tokens, 3, Alone()).loss == pytest.approx(total / 74, rel=1e-6)
     assert model.training

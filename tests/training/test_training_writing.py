@@ -1,0 +1,58 @@
+"""The text that a model writes for its students: equal to the reference decoder's, and drawn at its temperature."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from training_runs import TINY, TINY_GPT2, TINY_MOE, fresh_model
+
+from model.config import ModelConfig
+from model.reference import generate, sequence_logits
+from training.writing import Texts, continuations, write_texts
+
+CORPUS = np.arange(100, dtype=np.int32)
+TINY_ALIBI = replace(TINY, positions="alibi", sliding_window=5)
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_GPT2, TINY_MOE, TINY_ALIBI])
+def test_greedy_texts_equal_the_reference_decoders(config: ModelConfig) -> None:
+    model = fresh_model(config)
+    prompts = torch.tensor([[3, 1, 4], [1, 5, 9]])
+    written = continuations(model, prompts, torch.zeros(2), 16, torch.Generator())
+    for prompt, text in zip(prompts.tolist(), written.tolist(), strict=True):
+        expected = generate(model, prompt, lambda logits, position: int(logits.argmax()), 13, frozenset())
+        assert text == prompt + expected
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_tokens_are_drawn_from_the_distribution_at_the_temperature(temperature: float) -> None:
+    model = fresh_model(replace(TINY, vocab_size=12))
+    with torch.no_grad():
+        model.embedding.weight.mul_(3)  # far from uniform, and from one token alone
+    count = 4_000
+    prompts, heats = torch.full((count, 1), 7), torch.full((count,), temperature)
+    drawn = continuations(model, prompts, heats, 2, torch.Generator().manual_seed(0))[:, 1]
+    expected = (sequence_logits(model, [7])[-1].double() / temperature).softmax(-1) * count
+    assert expected.min() > 5
+    assert chisquare(drawn.bincount(minlength=12), expected).pvalue > 1e-3
+
+
+def test_texts_begin_with_pieces_of_the_corpus_and_take_turns_at_the_temperatures() -> None:
+    model = fresh_model(TINY)
+    written = write_texts(model, CORPUS, Texts(16, 3, (0.0, 1.0)), 16 * 300 - 5, seed=1)
+    texts = written.reshape(300, 16)
+    assert (np.diff(texts[:, :3]) == 1).all()  # the corpus counts upwards
+    assert len(set(texts[:, 0].tolist())) > 80
+    for place, text in enumerate(texts[:20].tolist()):
+        greedy = text[:3] + generate(model, text[:3], lambda logits, position: int(logits.argmax()), 13, frozenset())
+        assert (text == greedy) == (place % 2 == 0)
+
+
+def test_texts_are_a_function_of_the_seed() -> None:
+    model = fresh_model(TINY)
+    first, again, other = (write_texts(model, CORPUS, Texts(16, 3, (1.0,)), 400, seed) for seed in (1, 1, 2))
+    assert first.dtype == np.int32
+    assert (first == again).all()
+    assert (first != other).any()

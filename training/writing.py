@@ -1,0 +1,101 @@
+"""Text that a model writes after prompts from a corpus: many sequences at once, past keys and values kept. Knows no
+optimiser and no file."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.attention import alibi_bias, fused_attention, visible_keys
+from model.config import ModelConfig
+from model.gpt import GPT, Attend
+from model.positions import alibi_slopes
+from training.dataset import TokenArray
+
+SEQUENCES_AT_ONCE = 128  # more rows per product gain nothing on a CPU: reading the cache is what takes the time
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What the written texts are like."""
+
+    length: int  # tokens of each, the prompt's included; at most the writer's context
+    prompt_length: int
+    temperatures: tuple[float, ...]  # the texts take turns; 0 is greedy
+
+
+def write_texts(model: GPT, corpus: TokenArray, texts: Texts, num_tokens: int, seed: int) -> TokenArray:
+    """At least `num_tokens` tokens: whole texts, one after another.
+
+    Each begins with tokens from a random place of `corpus` and goes on as `model` has it. A function of the arguments
+    alone, on one machine.
+    """
+    length, prompt_length = texts.length, texts.prompt_length
+    num_texts = -(-num_tokens // length)
+    starts = np.random.default_rng(seed).integers(len(corpus) - prompt_length + 1, size=num_texts)
+    prompts = torch.from_numpy(corpus[starts[:, None] + np.arange(prompt_length)].astype(np.int64))
+    heats = torch.tensor(texts.temperatures, dtype=torch.float32)[torch.arange(num_texts) % len(texts.temperatures)]
+    device = model.embedding.weight.device
+    generator = torch.Generator(device).manual_seed(seed)
+    parts = [torch.split(each.to(device), SEQUENCES_AT_ONCE) for each in (prompts, heats)]
+    pairs = zip(parts[0], parts[1], strict=True)
+    written = torch.cat([continuations(model, prompt, heat, length, generator) for prompt, heat in pairs])
+    return written.flatten().cpu().numpy().astype(np.int32)
+
+
+def continuations(model: GPT, prompts: Tensor, temperatures: Tensor, length: int, generator: torch.Generator) -> Tensor:
+    """Texts [texts, length] that begin with prompts [texts, prompt], drawn at temperatures [texts]."""
+    cache = KeyValueCache(model.config, length, model.embedding.weight)
+    pieces = [prompts]
+    with torch.inference_mode():
+        for start in _starts(prompts.shape[1], length):
+            tokens = pieces[-1]
+            positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+            hidden = model(tokens, positions, cache.attend(positions))
+            logits = model.unembed(hidden[:, -1])
+            # The arg-max of logits / T + Gumbel noise draws from their softmax; times T, it is greedy at T = 0.
+            noise = -torch.empty_like(logits).exponential_(generator=generator).log()
+            pieces.append((logits + temperatures[:, None] * noise).argmax(-1, keepdim=True))
+    return torch.cat(pieces, dim=1)
+
+
+class KeyValueCache:
+    """Keys and values of sequences that grow in step, [texts, length, kv_heads, head_dim] per layer."""
+
+    def __init__(self, config: ModelConfig, length: int, like: Tensor) -> None:
+        """Room for `length` tokens, on the device and in the type of the tensor `like`."""
+        self.config = config
+        self.length = length
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.slopes = alibi_slopes(config.num_heads).to(like.device) if config.positions == "alibi" else None
+
+    def attend(self, positions: Tensor) -> Attend:
+        """The `Attend` of a forward pass over the next tokens, at `positions` [tokens]: it adds them and looks back."""
+        end = int(positions[-1]) + 1
+        keys = torch.arange(end, device=positions.device)
+        visible = visible_keys(positions, keys, self.config.sliding_window)
+        bias = None if self.slopes is None else alibi_bias(self.slopes, positions, keys)
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            past = self._append(layer, key, value, end)
+            query, key, value = (part.transpose(1, 2) for part in (query, *past))
+            return fused_attention(query, key, value, visible, bias).transpose(1, 2)
+
+        return attend
+
+    def _append(self, layer: int, key: Tensor, value: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        if layer not in self.layers:
+            shape = (key.shape[0], self.length, *key.shape[2:])
+            self.layers[layer] = (key.new_empty(shape), value.new_empty(shape))
+        keys, values = self.layers[layer]
+        keys[:, end - key.shape[1] : end] = key
+        values[:, end - key.shape[1] : end] = value
+        return keys[:, :end], values[:, :end]
+
+
+def _starts(prompt_length: int, length: int) -> Iterator[int]:
+    """Where each forward pass begins: the prompt as a whole, then token by token; the last token is never read."""
+    yield 0
+    yield from range(prompt_length, length - 1)
