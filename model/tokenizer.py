@@ -13,6 +13,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from model.config import LIMITS
 from model.files import CheckpointError, json_bytes, read_bytes, read_json_if_present, replace_bytes
 from model.token_bytes import PieceBytes, piece_reader
+from model.token_reach import max_token_bytes
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
@@ -30,6 +31,7 @@ class Tokenizer:
     """A vocabulary with its special tokens and chat template.
 
     `eos_token_ids` and `bos_token_id` given here override what `settings` (tokenizer_config.json) say by name.
+    `max_token_bytes` is the most UTF-8 bytes of text that one token can cover, None if the vocabulary sets no bound.
     Raises CheckpointError when the vocabulary is not a plain function of the text or names tokens it does not have.
     """
 
@@ -51,6 +53,7 @@ class Tokenizer:
         self._library = library
         self._settings = dict(settings)
         self._bytes = _token_table(library, piece_reader(description["decoder"]))
+        self.max_token_bytes = max_token_bytes(library, description)
         self.special_ids = frozenset(
             token for token, added in library.get_added_tokens_decoder().items() if added.special
         )
@@ -178,8 +181,8 @@ def _trained(library: tokenizers.Tokenizer) -> Tokenizer:
 
 def _parse(data: bytes) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_str(data.decode())
-    except Exception as error:  # the library raises nothing narrower for a malformed file
+        return tokenizers.Tokenizer.from_buffer(data)
+    except ValueError as error:
         raise CheckpointError(f"{TOKENIZER_FILE}: is no valid tokenizer: {error}") from error
 
 

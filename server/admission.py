@@ -30,8 +30,8 @@ class Admission:
         self._clock = clock
         self._departures: deque[float] = deque(maxlen=NUM_RECENT_DEPARTURES)
 
-    def enter(self, num_sequences: int) -> None:
-        """Accept all or none. Raises QueueFull, or BadRequest for more than could ever be accepted."""
+    def check(self, num_sequences: int) -> None:
+        """Raises QueueFull, or BadRequest for more than could ever be accepted."""
         limits = self._limits
         if num_sequences > limits.max_waiting:
             message = f"the request asks for {num_sequences} sequences; the queue holds {limits.max_waiting}"
@@ -41,6 +41,10 @@ class Admission:
         )
         if excess > 0:
             raise QueueFull(self._retry_after_seconds(excess))
+
+    def enter(self, num_sequences: int) -> None:
+        """Accept all or none. Raises what `check` raises."""
+        self.check(num_sequences)
         self.num_waiting += num_sequences
         self.num_open += num_sequences
 

@@ -10,16 +10,16 @@ ServerError
     EngineGivenUp       the engine keeps dying: exit code 1
     FrameTooLarge       a message between the processes is beyond every honest size
     Disconnected        the process at the other end of the socket has gone
-"""
 
-# ruff: noqa: N818 - these are named for what happened; "QueueFullError" would say it twice.
+Most are no errors of the server: they are named for what happened, which N818 would have end in "Error".
+"""
 
 
 class ServerError(Exception):
     """Root of everything the server raises on purpose."""
 
 
-class BadRequest(ServerError):
+class BadRequest(ServerError):  # noqa: N818 (an event)
     """A request that can never succeed as it is. `parameter` names the field, `code` is for programs to read."""
 
     def __init__(self, message: str, parameter: str | None, code: str, status: int = 400) -> None:
@@ -30,7 +30,7 @@ class BadRequest(ServerError):
         self.status = status
 
 
-class QueueFull(ServerError):
+class QueueFull(ServerError):  # noqa: N818 (an event)
     """The bound on waiting or open sequences is reached; `retry_after_seconds` (at least 1) is an estimate."""
 
     def __init__(self, retry_after_seconds: int, message: str = "the queue is full") -> None:
@@ -38,29 +38,29 @@ class QueueFull(ServerError):
         self.retry_after_seconds = retry_after_seconds
 
 
-class Draining(ServerError):
+class Draining(ServerError):  # noqa: N818 (an event)
     """The server is shutting down: open requests finish, new ones are refused."""
 
 
-class EngineUnavailable(ServerError):
+class EngineUnavailable(ServerError):  # noqa: N818 (an event)
     """There is no engine to take the request: it is still loading, restarting, or has been given up."""
 
 
-class EngineFailed(ServerError):
+class EngineFailed(ServerError):  # noqa: N818 (an event)
     """The engine process died while the request was open; its sequences ended with outcome "error"."""
 
 
-class CannotStart(ServerError):
+class CannotStart(ServerError):  # noqa: N818 (an event)
     """The server cannot serve what it was told to. The message is one line naming field, value and limit."""
 
 
-class EngineGivenUp(ServerError):
+class EngineGivenUp(ServerError):  # noqa: N818 (an event)
     """The engine process died too often in a row to be worth another start."""
 
 
-class FrameTooLarge(ServerError):
+class FrameTooLarge(ServerError):  # noqa: N818 (an event)
     """A frame is, or says it is, longer than allowed. The connection cannot be used any further."""
 
 
-class Disconnected(ServerError):
+class Disconnected(ServerError):  # noqa: N818 (an event)
     """The process at the other end has closed the connection or is gone; there is nobody left to work for."""

@@ -10,7 +10,8 @@ from server.api.body import read_json_object
 from server.api.conversation import tokenize_conversation
 from server.api.logprobs import TokenNames
 from server.api.openapi import json_body
-from server.api.parameters import num_logprobs
+from server.api.parameters import check_choices, num_logprobs
+from server.api.prompts import TextLimit
 from server.api.respond import Answering, check_stream_options, respond
 from server.api.schemas_chat import ChatRequest
 from server.api.service import Service
@@ -31,7 +32,10 @@ def chat_router(service: Service) -> APIRouter:
         asked = validate(ChatRequest, keep_supported(body, _FIELDS, CHAT_UNSUPPORTED))
         model = service.find_model(asked.model)
         check_stream_options(asked)
-        prompt = await tokenize_conversation(service, model, asked)
+        # As for completions: nothing is rendered or tokenized for a request that would be refused after it.
+        service.engine.check_admission(model.name, check_choices(asked, 1, service.settings))
+        limit = TextLimit.of_context(model, service.engine_info(model))
+        prompt = await tokenize_conversation(service, model, asked, limit)
         prepared = prepare(service, model, asked, [prompt], getattr(request.state, "tenant", ""))
         names = TokenNames(model.tokenizer, bool(asked.return_tokens_as_token_ids))
         shape = ChatShape(Extras.of(asked, prepared.admitted, names), num_logprobs(asked))

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from anyio.to_thread import run_sync
 
-from server.api.prompts import LONG_TEXT, TokenizedPrompt, tokenize
+from server.api.prompts import LONG_TEXT, TextLimit, TokenizedPrompt, tokenize
 from server.api.schemas_chat import Message
 from server.api.served_model import ServedModel
 from server.api.service import Service
@@ -28,8 +28,10 @@ class Conversation(Protocol):
     def chat_template_kwargs(self) -> Mapping[str, object] | None: ...
 
 
-async def tokenize_conversation(service: Service, model: ServedModel, asked: Conversation) -> TokenizedPrompt:
-    """Raises BadRequest when the template refuses the messages or makes nothing of them.
+async def tokenize_conversation(
+    service: Service, model: ServedModel, asked: Conversation, limit: TextLimit
+) -> TokenizedPrompt:
+    """Raises BadRequest when the template refuses the messages, or makes nothing or more than `limit` of them.
 
     Templates write the beginning-of-text token themselves, so it is added only when asked for.
     """
@@ -44,6 +46,7 @@ async def tokenize_conversation(service: Service, model: ServedModel, asked: Con
 
     is_long = sum(len(message["content"]) for message in messages) > LONG_TEXT
     text = await run_sync(render) if is_long else render()
+    limit.check("messages", text)
     (tokens,) = await tokenize([text], model, asked.add_special_tokens is True)
     if not tokens:
         raise BadRequest("messages make an empty prompt; it must have at least one token.", "messages", "invalid_value")

@@ -10,6 +10,9 @@ from server.errors import BadRequest
 MAX_DEPTH = 32
 # Strings, arrays and objects in one body: "{}," is 3 bytes on the wire and 64 in memory, and each takes time to scan.
 MAX_ITEMS = 131_072
+# Values of every kind, numbers too: each is 2 bytes on the wire, and up to 40 in memory. Enough for 64 prompts of 8,192
+# token ids.
+MAX_VALUES = 524_288
 MAX_KEYS = 2_048  # in one object; more than any parameter may hold
 _MAX_SHOWN = 80
 
@@ -59,9 +62,14 @@ def _parse(text: str) -> object:
 
 
 def _check_nesting(text: str) -> None:
-    """Depth and number of items, before the parser recurses into or allocates any of them."""
-    depth = num_items = 0
+    """Depth and number of items and values, before the parser recurses into or allocates any of them."""
+    depth = num_items = end = 0
+    # Scalars are counted by the commas between them, without being looked at one by one.
+    num_values = 1
     for match in _TOKEN.finditer(text):
+        num_values += text.count(",", end, match.start())
+        end = match.end()
+        _check_num_values(num_values)
         first = text[match.start()]
         if first in "]}":
             depth -= 1
@@ -74,6 +82,12 @@ def _check_nesting(text: str) -> None:
             raise _invalid(f"The body is nested more than {MAX_DEPTH} levels deep.")
         if num_items > MAX_ITEMS:
             raise _invalid(f"The body holds more than {MAX_ITEMS} strings, arrays and objects.")
+    _check_num_values(num_values + text.count(",", end))
+
+
+def _check_num_values(num_values: int) -> None:
+    if num_values > MAX_VALUES:
+        raise _invalid(f"The body holds more than {MAX_VALUES} values.")
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:

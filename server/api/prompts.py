@@ -8,6 +8,7 @@ from anyio.to_thread import run_sync
 from server.api.fields import Prompt
 from server.api.parameters import DEFAULT_COMPLETION_TOKENS
 from server.api.served_model import ServedModel
+from server.engine.types import EngineInfo
 from server.errors import BadRequest
 
 # Characters whose tokenizing takes about as long as the event loop may be away, a few milliseconds.
@@ -18,22 +19,59 @@ LONG_TEXT = 10_000
 class TokenizedPrompt:
     tokens: tuple[int, ...]
     text: str | None  # None when the client sent token ids
-    name: str  # as errors call it: "prompt", "prompt[3]", "messages"
+    name: str  # as errors call it: "prompt", "prompt[3]", "messages", "fork"
+    num_forked: int = 0  # last tokens that are an earlier answer's output
+
+    @property
+    def unforked(self) -> tuple[int, ...]:
+        return self.tokens[: len(self.tokens) - self.num_forked]
+
+    @property
+    def forked(self) -> tuple[int, ...]:
+        return self.tokens[len(self.tokens) - self.num_forked :]
+
+
+@dataclass(frozen=True)
+class TextLimit:
+    """The most text worth tokenizing: tokenizing takes time, measuring does not."""
+
+    max_bytes: int | None  # of UTF-8; None is no limit
+    reason: str
+
+    @staticmethod
+    def of_context(model: ServedModel, info: EngineInfo) -> "TextLimit":
+        """What more than fills the context however it is tokenized; no limit where the tokenizer may shorten text."""
+        per_token = model.tokenizer.max_token_bytes
+        max_bytes = None if per_token is None else per_token * info.context_length
+        return TextLimit(max_bytes, f"the model's context length is {info.context_length} tokens")
+
+    def check(self, name: str, text: str) -> None:
+        """Raises BadRequest (context_length_exceeded)."""
+        if self.max_bytes is None or 4 * len(text) <= self.max_bytes:
+            return
+        num_bytes = len(text.encode(errors="surrogatepass"))
+        if num_bytes > self.max_bytes:
+            message = f"{name} has {num_bytes} bytes of text; the limit is {self.max_bytes}: {self.reason}."
+            raise BadRequest(message, name, "context_length_exceeded")
 
 
 async def tokenize_prompts(
-    prompts: Sequence[Prompt], model: ServedModel, vocab_size: int, add_special_tokens: bool
+    prompts: Sequence[Prompt], model: ServedModel, info: EngineInfo, add_special_tokens: bool
 ) -> list[TokenizedPrompt]:
-    """Raises BadRequest for an empty prompt and for token ids the model does not have."""
+    """Raises BadRequest for an empty prompt, for text too long for the context and for ids the model does not have."""
+    names = ["prompt"] if len(prompts) == 1 else [f"prompt[{index}]" for index in range(len(prompts))]
+    limit = TextLimit.of_context(model, info)
+    for name, prompt in zip(names, prompts, strict=True):
+        if isinstance(prompt, str):
+            limit.check(name, prompt)
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     encoded = iter(await tokenize(texts, model, add_special_tokens))
     result = []
-    for index, prompt in enumerate(prompts):
-        name = "prompt" if len(prompts) == 1 else f"prompt[{index}]"
+    for name, prompt in zip(names, prompts, strict=True):
         if isinstance(prompt, str):
             tokenized = TokenizedPrompt(next(encoded) or _beginning_of_text(model), prompt, name)
         else:
-            check_token_ids(prompt, vocab_size, name)
+            check_token_ids(prompt, info.vocab_size, name)
             tokenized = TokenizedPrompt(prompt, None, name)
         if not tokenized.tokens:
             raise BadRequest(f"{name} is empty; it must have at least one token.", name, "invalid_value")

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from server.api.admission import Prepared
 from server.api.departure import unless_client_leaves
+from server.api.recent import RecentAnswer
 from server.api.run import Run
 from server.api.schemas import GenerationRequest
 from server.api.schemas_chat import ChatRequest
@@ -48,15 +49,15 @@ async def respond(request: Request, answering: Answering) -> Response:
     service, prepared = answering.service, answering.prepared
     envelope = _envelope(answering)
     with ExitStack() as stack:
-        generation = service.engine.open(answering.model.name, prepared.sequences)
+        generation = service.engine.open(answering.model.name, prepared.sequences, envelope.id)
         stack.callback(generation.close)
-        run = Run(prepared.admitted, generation, prepared.choices)
+        run = Run(prepared.admitted, generation, prepared.choices, lambda: _remember(answering, envelope.id))
         if not answering.asked.stream:
             return await _whole(request, run, envelope, answering.shape)
         writer = EventWriter(_plan(answering, envelope), run)
         first = await unless_client_leaves(request, first_events(run, writer))
-        events = event_stream(run, writer, first, service.settings.retry_after_seconds)
-        response = EventStream(events, generation.close, service.settings.sse_ping_seconds)
+        events = event_stream(run, writer, first)
+        response = EventStream(events, generation.close)
         stack.pop_all()
         return response
 
@@ -71,6 +72,13 @@ async def _whole(request: Request, run: Run, envelope: Envelope, shape: Shape) -
 async def _finish(run: Run) -> None:
     while not run.is_done:
         await run.step()
+
+
+def _remember(answering: Answering, id_: str) -> None:
+    """For forks of this answer."""
+    prepared = answering.prepared
+    outputs = [choice.token_ids for choice in prepared.choices]
+    answering.service.recent.keep(id_, RecentAnswer.of(answering.model.name, prepared.sequences, outputs))
 
 
 def _envelope(answering: Answering) -> Envelope:

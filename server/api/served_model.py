@@ -29,6 +29,11 @@ class Tokenizer(Protocol):
     @property
     def chat_template(self) -> str | None: ...
 
+    @property
+    def max_token_bytes(self) -> int | None:
+        """The most UTF-8 bytes of text that one token can cover; None if there is no such bound."""
+        ...
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Special tokens written out in `text` are recognised; the flag is about those put around every text."""
         ...

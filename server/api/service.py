@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from server.api.chat_template import ChatTemplate
 from server.api.engine_port import Engine
 from server.api.json_guard import shown
+from server.api.recent import RecentAnswers
 from server.api.served_model import ServedModel
 from server.api.settings import ApiSettings
 from server.engine.types import EngineInfo
@@ -22,6 +23,7 @@ class Service:
     version: str
     clock: Callable[[], float]  # seconds since 1970
     random_bits: Callable[[], int]  # 64 of them
+    recent: RecentAnswers = field(default_factory=RecentAnswers)
 
     def find_model(self, name: str | None) -> ServedModel:
         """The model served under `name`, or the first for None. Raises BadRequest (404) for a name not served."""
@@ -41,9 +43,9 @@ class Service:
         return info
 
     def system_fingerprint(self, model: ServedModel) -> str:
-        """Differs where answers may: by model, number format, device and version of the server."""
+        """Differs where answers may: by checkpoint and torch (info.fingerprint), number format, device and version."""
         info = self.engine_info(model)
-        identity = f"{model.name}|{info.num_parameters}|{info.dtype}|{info.device}|{self.version}"
+        identity = f"{model.name}|{info.fingerprint}|{info.dtype}|{info.device}|{self.version}"
         return "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def new_id(self, prefix: str) -> str:

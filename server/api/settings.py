@@ -2,10 +2,20 @@
 
 from dataclasses import dataclass
 
+from server.engine.types import Speculation
+
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_LENGTH = 256
 MAX_MESSAGES = 4096
 MAX_CONTENT_PARTS = 4096
+# /tokenize takes more than a context holds; a megabyte is some seconds of a core.
+MAX_TOKENIZE_BYTES = 1024 * 1024
+# Of all request bodies that are being read at a time: as many of the largest as fit, or any number of honest ones.
+MAX_BYTES_BEING_READ = 256 * 1024 * 1024
+# From the headers to the last byte of a body.
+READ_BODY_SECONDS = 30.0
+# What a client is told to wait for while the engine is unavailable or the server drains.
+RETRY_AFTER_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -27,17 +37,12 @@ class ApiSettings:
     max_sequences: int = 256
     """Most sequences (prompts times `n`) in one request."""
 
-    retry_after_seconds: int = 5
-    """What a client is told to wait for while the engine is unavailable or the server drains."""
-
-    sse_ping_seconds: int = 0
-    """Seconds between comment lines in silent streams, for proxies that close those; 0 sends none."""
+    speculation: Speculation = Speculation()
+    """How the sequences of a request that does not say are drafted for."""
 
     def __post_init__(self) -> None:
-        for name in ("max_body_bytes", "max_prompts", "max_choices", "max_sequences", "retry_after_seconds"):
+        for name in ("max_body_bytes", "max_prompts", "max_choices", "max_sequences"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.sse_ping_seconds < 0:
-            raise ValueError(f"sse_ping_seconds is {self.sse_ping_seconds}; it must not be negative")
         if any(not key or not key.isascii() or key != key.strip() for key in self.api_keys):
             raise ValueError("an API key must be non-empty ASCII without surrounding spaces")

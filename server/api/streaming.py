@@ -71,7 +71,7 @@ async def first_events(run: Run, writer: EventWriter) -> bytes:
     return events
 
 
-async def event_stream(run: Run, writer: EventWriter, first: bytes, retry_after_seconds: int) -> AsyncIterator[bytes]:
+async def event_stream(run: Run, writer: EventWriter, first: bytes) -> AsyncIterator[bytes]:
     """`first`, then the events of every further step. A failure is the last event, and then there is no [DONE]."""
     events = first
     try:
@@ -80,7 +80,7 @@ async def event_stream(run: Run, writer: EventWriter, first: bytes, retry_after_
                 yield events
             events = writer.step(await run.step())
     except ServerError as error:
-        yield b"data: " + to_api_error(error, retry_after_seconds).to_json() + b"\n\n"
+        yield b"data: " + to_api_error(error).to_json() + b"\n\n"
         return
     yield events + writer.ending()
 
@@ -88,8 +88,8 @@ async def event_stream(run: Run, writer: EventWriter, first: bytes, retry_after_
 class EventStream(EventSourceResponse):
     """Calls `on_end` when the response is over in whatever way, even if its first event was never asked for."""
 
-    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None], ping_seconds: int) -> None:
-        super().__init__(events, sep="\n", ping=ping_seconds)
+    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+        super().__init__(events, sep="\n", ping=0)  # no comment lines: only events
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,5 +1,6 @@
 """POST /tokenize and /detokenize: the tokenizer by itself, without the engine's queue."""
 
+from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -16,11 +17,17 @@ from server.api.conversation import tokenize_conversation
 from server.api.fields import read_token_ids
 from server.api.logprobs import TokenNames
 from server.api.openapi import json_body
-from server.api.prompts import LONG_TEXT, check_token_ids, tokenize
+from server.api.prompts import LONG_TEXT, TextLimit, check_token_ids, tokenize
 from server.api.schemas_chat import Messages
+from server.api.served_model import ServedModel
 from server.api.service import Service
+from server.api.settings import MAX_TOKENIZE_BYTES
 from server.api.validation import StrictModel, validate
+from server.engine.types import EngineInfo
 from server.errors import BadRequest
+
+M = TypeVar("M", bound=StrictModel)
+T = TypeVar("T")
 
 
 class TokenizeRequest(StrictModel):
@@ -66,12 +73,12 @@ def tokenization_router(service: Service) -> APIRouter:
         """Token ids as text."""
         asked = await _read(request, service, DetokenizeRequest)
         model = service.find_model(asked.model)
-        check_token_ids(asked.tokens, model.tokenizer.vocab_size, "tokens")
-        if len(asked.tokens) > LONG_TEXT:
-            text = await run_sync(model.tokenizer.decode, asked.tokens)
-        else:
-            text = model.tokenizer.decode(asked.tokens)
-        return _json({"prompt": text})
+
+        def decode() -> str:
+            check_token_ids(asked.tokens, model.tokenizer.vocab_size, "tokens")
+            return model.tokenizer.decode(asked.tokens)
+
+        return _json({"prompt": await _aside(decode, len(asked.tokens))})
 
     return router
 
@@ -80,18 +87,29 @@ async def _tokenize(service: Service, asked: TokenizeRequest) -> Tokenized:
     if (asked.prompt is None) == (asked.messages is None):
         raise BadRequest("Exactly one of prompt and messages is required.", "prompt", "missing_required_parameter")
     model = service.find_model(asked.model)
+    info = service.engine_info(model)
+    limit = _limit(model, info)
     if asked.prompt is not None:
+        limit.check("prompt", asked.prompt)
         (tokens,) = await tokenize([asked.prompt], model, asked.add_special_tokens is not False)
     else:
-        tokens = (await tokenize_conversation(service, model, asked)).tokens
-    answer = Tokenized(len(tokens), service.engine_info(model).context_length, tokens)
+        tokens = (await tokenize_conversation(service, model, asked, limit)).tokens
+    answer = Tokenized(len(tokens), info.context_length, tokens)
     if asked.return_token_strs:
         names = TokenNames(model.tokenizer, as_ids=False)
-        answer.token_strs = [names.name(token) for token in tokens]
+        answer.token_strs = await _aside(lambda: [names.name(token) for token in tokens], len(tokens))
     return answer
 
 
-M = TypeVar("M", bound=StrictModel)
+def _limit(model: ServedModel, info: EngineInfo) -> TextLimit:
+    """More than the context holds, so that clients can see by how much a text is too long, but not without end."""
+    max_bytes = max(MAX_TOKENIZE_BYTES, TextLimit.of_context(model, info).max_bytes or 0)
+    return TextLimit(max_bytes, "that is the most that is tokenized at once")
+
+
+async def _aside(work: Callable[[], T], num_tokens: int) -> T:
+    """The result of `work`, done in a worker thread if there is much of it."""
+    return await run_sync(work) if num_tokens > LONG_TEXT else work()
 
 
 async def _read(request: Request, service: Service, model: type[M]) -> M:

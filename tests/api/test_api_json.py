@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import tracemalloc
 from collections.abc import AsyncIterator
 
 import httpx
@@ -12,7 +13,7 @@ from fake_engine import FakeEngine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.json_guard import MAX_DEPTH, MAX_ITEMS, MAX_KEYS, parse_json_object, shown
+from server.api.json_guard import MAX_DEPTH, MAX_ITEMS, MAX_KEYS, MAX_VALUES, parse_json_object, shown
 from server.api.settings import ApiSettings
 from server.errors import BadRequest
 
@@ -110,6 +111,28 @@ def test_numbers_of_items_and_keys_are_bounded() -> None:
         assert "arrays and objects" in refusal(b'{"a": [' + item * (MAX_ITEMS - 2) + b"0]}").message
     keys = ",".join(f'"{index}": 0' for index in range(MAX_KEYS + 1))
     assert f"the limit is {MAX_KEYS}" in refusal(b"{" + keys.encode() + b"}").message
+
+
+@pytest.mark.parametrize("number", [b"1", b"-2.5e3", b"null", b" 7 "])
+def test_the_number_of_scalars_is_bounded_and_commas_in_strings_do_not_count(number: bytes) -> None:
+    def body(count: int, more: bytes = b"") -> bytes:
+        return b'{"a": [' + b",".join([number] * count) + b'], "b": "' + b"," * 1_000_000 + b'"' + more + b"}"
+
+    parse_json_object(body(MAX_VALUES - 1))  # and the string, which its comma counts for
+    assert f"more than {MAX_VALUES} values" in refusal(body(MAX_VALUES)).message
+    assert "values" in refusal(body(MAX_VALUES - 1, b', "c": 1')).message
+
+
+@pytest.mark.parametrize("ending", [b"", b"]}", b"]]"])
+def test_an_array_of_millions_of_numbers_is_refused_before_it_is_made(ending: bytes) -> None:
+    body = b'{"a": [' + b"1," * 2_000_000 + b"1" + ending
+    tracemalloc.start()
+    try:
+        assert "values" in refusal(body).message
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * len(body)  # the text itself
 
 
 @given(VALUES | st.integers(min_value=10**90, max_value=10**400))
