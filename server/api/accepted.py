@@ -31,10 +31,8 @@ class Unsupported:
 COMPLETION_UNSUPPORTED: Mapping[str, Unsupported] = {
     "best_of": Unsupported((1,), "only 1 (every choice is returned; use n)"),
     "suffix": Unsupported(("",), "only completion at the end of the prompt"),
-    "use_beam_search": Unsupported((False,), "only sampling"),
     "skip_special_tokens": Unsupported((True,), "only true"),
     "spaces_between_special_tokens": Unsupported((True, False), "no spaces, as special tokens are not shown"),
-    "response_format": Unsupported(({"type": "text"},), 'only {"type": "text"}'),
 }
 
 CHAT_UNSUPPORTED: Mapping[str, Unsupported] = {
@@ -47,12 +45,10 @@ CHAT_UNSUPPORTED: Mapping[str, Unsupported] = {
     "parallel_tool_calls": Unsupported((True, False), "no tools"),
     "prediction": Unsupported((), "no predicted output"),
     "reasoning_effort": Unsupported(("none",), 'only "none"'),
-    "response_format": COMPLETION_UNSUPPORTED["response_format"],
     "skip_special_tokens": COMPLETION_UNSUPPORTED["skip_special_tokens"],
     "spaces_between_special_tokens": COMPLETION_UNSUPPORTED["spaces_between_special_tokens"],
     "tool_choice": Unsupported(("none",), 'only "none", as there are no tools'),
     "tools": Unsupported(([],), "no tools"),
-    "use_beam_search": COMPLETION_UNSUPPORTED["use_beam_search"],
     "verbosity": Unsupported(("medium",), 'only "medium"'),
     "web_search_options": Unsupported((), "no web search"),
 }

@@ -8,7 +8,11 @@ from collections.abc import Mapping, Sequence
 from server.api.json_guard import shown
 from server.api.settings import MAX_STOP_STRING_LENGTH, MAX_STOP_STRINGS
 from server.engine.params import MAX_TOKEN_LIST
+from server.engine.sampling.ranges import MAX_BAD_WORDS, MAX_SEQUENCE_TOKENS
 from server.errors import BadRequest
+
+# A breaker stands for every token that contains it, and each is looked for in the whole vocabulary.
+MAX_SEQUENCE_BREAKERS = 16
 
 Prompt = str | tuple[int, ...]
 
@@ -37,19 +41,27 @@ def read_token_ids(parameter: str, value: object, limit: int | None = None) -> t
 
 
 def read_stop_strings(value: object) -> tuple[str, ...]:
-    strings = [value] if isinstance(value, str) else value
-    if not isinstance(strings, list):
+    if isinstance(value, str):
+        return (_read_text("stop", value),)
+    if not isinstance(value, list):
         raise _invalid("stop", value, "a string or an array of strings")
-    _check_length("stop", strings, MAX_STOP_STRINGS)
-    for index, item in enumerate(strings):
-        name = "stop" if isinstance(value, str) else f"stop[{index}]"
-        if not isinstance(item, str) or not item:
-            raise _invalid(name, item, "a string of at least one character")
-        if len(item) > MAX_STOP_STRING_LENGTH:
-            raise BadRequest(
-                f"{name} has {len(item)} characters; the limit is {MAX_STOP_STRING_LENGTH}.", name, "invalid_value"
-            )
-    return tuple(strings)
+    return read_strings("stop", value, MAX_STOP_STRINGS)
+
+
+def read_strings(parameter: str, value: object, limit: int) -> tuple[str, ...]:
+    """Strings that are neither empty nor long."""
+    if not isinstance(value, list):
+        raise _invalid(parameter, value, "an array of strings")
+    _check_length(parameter, value, limit)
+    return tuple(_read_text(f"{parameter}[{index}]", item) for index, item in enumerate(value))
+
+
+def read_bad_words(value: object) -> tuple[str | tuple[int, ...], ...]:
+    """Strings, or arrays of token ids."""
+    if not isinstance(value, list):
+        raise _invalid("bad_words", value, "an array of strings and arrays of token ids")
+    _check_length("bad_words", value, MAX_BAD_WORDS)
+    return tuple(_read_word(f"bad_words[{index}]", item) for index, item in enumerate(value))
 
 
 def read_logit_bias(value: object) -> tuple[tuple[int, float], ...]:
@@ -76,6 +88,26 @@ def _read_prompt(parameter: str, value: object) -> Prompt:
     if isinstance(value, list):
         return read_token_ids(parameter, value)
     raise _invalid(parameter, value, "a string or an array of token ids")
+
+
+def _read_text(parameter: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise _invalid(parameter, value, "a string of at least one character")
+    if len(value) > MAX_STOP_STRING_LENGTH:
+        raise BadRequest(
+            f"{parameter} has {len(value)} characters; the limit is {MAX_STOP_STRING_LENGTH}.",
+            parameter,
+            "invalid_value",
+        )
+    return value
+
+
+def _read_word(parameter: str, value: object) -> str | tuple[int, ...]:
+    if isinstance(value, list) and value:
+        return read_token_ids(parameter, value, MAX_SEQUENCE_TOKENS)
+    if isinstance(value, str):
+        return _read_text(parameter, value)
+    raise _invalid(parameter, value, "a string or an array of at least one token id")
 
 
 def _check_length(parameter: str, value: Sequence[object] | Mapping[object, object], limit: int | None) -> None:

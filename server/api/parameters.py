@@ -1,28 +1,31 @@
 """A request's fields to sampling parameters, with where each value came from. It knows no prompt text and no HTTP."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, cast
 
-from server.api.schemas import CompletionRequest, GenerationRequest
+from server.api.json_guard import shown
+from server.api.schemas import FIELDS, CompletionRequest, GenerationRequest
 from server.api.schemas_chat import ChatRequest
 from server.api.seeds import derive_seed
-from server.api.served_model import GenerationDefaults
+from server.api.served_model import GenerationDefaults, Tokenizer
 from server.api.settings import ApiSettings
+from server.api.strategies import preset_values
+from server.api.words import DEFAULT_BREAKERS, bad_word_tokens, breaker_tokens
 from server.engine.params import ParameterError, SamplingParams
+from server.engine.sampling.order import SHAPING, stages_of
 from server.engine.types import EngineInfo
 from server.errors import BadRequest
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's; chat defaults to the rest of the context
 _MAX_TOKENS = 2**31 - 1
 
-Source = Literal["request", "model", "server", "random"]
+Source = Literal["request", "preset", "model", "server", "random"]
+Values = Mapping[str, object]
 
-# Sampling parameters whose field in requests has another name.
-_FIELDS = {"allowed_tokens": "allowed_token_ids", "banned_tokens": "banned_token_ids"}
-
-T = TypeVar("T")
+# By the names of SamplingParams, as everything below except what is told to clients.
+_SERVER: Values = {**vars(SamplingParams()), "dry_breakers": DEFAULT_BREAKERS}
 
 
 @dataclass(frozen=True)
@@ -46,40 +49,107 @@ class Resolved:
         with _parameter_errors_as_bad_requests():
             return replace(self.params, max_tokens=max_tokens, seed=derive_seed(self.params.seed, index))
 
+    def told(self, limits: Sequence[int]) -> Mapping[str, InForce]:
+        """`in_force`, with the largest of the prompts' limits for a max_tokens that was left to the server."""
+        asked = self.in_force["max_tokens"]
+        return {**self.in_force, "max_tokens": replace(asked, value=max(limits)) if asked.value is None else asked}
+
 
 def resolve(
-    asked: CompletionRequest | ChatRequest, defaults: GenerationDefaults, info: EngineInfo, random_seed: int
+    asked: CompletionRequest | ChatRequest,
+    defaults: GenerationDefaults,
+    info: EngineInfo,
+    random_seed: int,
+    tokenizer: Tokenizer | None = None,
 ) -> Resolved:
-    """Request before checkpoint before server. Raises BadRequest for a value out of range or out of the vocabulary."""
-    server = SamplingParams()
-    chosen = _Choices()
-    pick = chosen.pick
-    top_k = None if asked.top_k is None else max(0, asked.top_k)  # others call "every token" -1
+    """Request before preset before checkpoint before server.
+
+    Without a tokenizer words must be token ids. Raises BadRequest for a value out of range or out of the vocabulary,
+    and for one that no stage of the order would look at.
+    """
+    own = _asked(asked)
+    chosen = _choose(own, preset_values(asked.strategy), defaults.given(), random_seed)
+    _silence_stages(chosen, own)
+    values: dict[str, Any] = {name: item.value for name, item in chosen.items()}  # as SamplingParams has them, or worse
+    values["bad_words"] = bad_word_tokens(values["bad_words"], tokenizer)
+    values["dry_breakers"] = breaker_tokens(values["dry_breakers"] if values["dry_multiplier"] else (), tokenizer)
     with _parameter_errors_as_bad_requests():
-        params = SamplingParams(
+        params = replace(
+            SamplingParams(),
             max_tokens=_MAX_TOKENS,  # until the prompt's length is known
-            min_tokens=pick("min_tokens", asked.min_tokens, None, server.min_tokens),
-            temperature=pick("temperature", asked.temperature, defaults.temperature, server.temperature),
-            top_k=pick("top_k", top_k, defaults.top_k, server.top_k),
-            top_p=pick("top_p", asked.top_p, defaults.top_p, server.top_p),
-            min_p=pick("min_p", asked.min_p, defaults.min_p, server.min_p),
-            repetition_penalty=pick(
-                "repetition_penalty", asked.repetition_penalty, defaults.repetition_penalty, server.repetition_penalty
-            ),
-            presence_penalty=pick("presence_penalty", asked.presence_penalty, None, server.presence_penalty),
-            frequency_penalty=pick("frequency_penalty", asked.frequency_penalty, None, server.frequency_penalty),
-            logit_bias=pick("logit_bias", asked.logit_bias, None, server.logit_bias),
-            allowed_tokens=pick("allowed_token_ids", asked.allowed_token_ids, None, server.allowed_tokens),
-            banned_tokens=pick("banned_token_ids", asked.banned_token_ids, None, server.banned_tokens),
-            stop_token_ids=pick("stop_token_ids", asked.stop_token_ids, None, server.stop_token_ids),
-            ignore_eos=pick("ignore_eos", asked.ignore_eos, None, server.ignore_eos),
-            seed=chosen.pick_seed(asked.seed, random_seed),
             logprobs=num_logprobs(asked),
             prompt_logprobs=_num_prompt_logprobs(asked),
+            **values,
         )
         ending_tokens = (*params.stop_token_ids, *(() if params.ignore_eos else info.eos_token_ids))
         params.check_vocabulary(info.vocab_size, ending_tokens)
-    return Resolved(params, _asked_max_tokens(asked), chosen.in_force)
+    in_force = {FIELDS[name]: _as_sent(name, item) for name, item in chosen.items()} | _beside_sampling(asked)
+    return Resolved(params, _asked_max_tokens(asked), in_force)
+
+
+def _asked(request: GenerationRequest) -> Values:
+    """The sampling parameters a request sets."""
+    own = {name: getattr(request, field) for name, field in FIELDS.items()}
+    if own["top_k"] == -1:  # others call "every token" so
+        own["top_k"] = 0
+    return {name: value for name, value in own.items() if value is not None}
+
+
+def _choose(own: Values, preset: Values, model: Values, random_seed: int) -> dict[str, InForce]:
+    layers: tuple[tuple[Source, Values], ...] = (
+        ("request", own),
+        ("preset", preset),
+        ("model", model),
+        ("random", {"seed": random_seed}),
+        ("server", _SERVER),
+    )
+    return {name: next(InForce(own[name], source) for source, own in layers if name in own) for name in FIELDS}
+
+
+def _silence_stages(chosen: dict[str, InForce], own: Values) -> None:
+    """Give the parameters of stages that are left out their neutral values. Raises BadRequest for one asked for."""
+    samplers, mirostat = chosen["samplers"], chosen["mirostat"]
+    listed = set(cast(Sequence[str], samplers.value))
+    for name in FIELDS:
+        stages = stages_of(name)
+        if not stages:
+            continue
+        if listed.isdisjoint(stages):
+            reason = f"samplers leaves out {' and '.join(stages)}"
+            silencer = samplers
+        elif mirostat.value and SHAPING.isdisjoint(stages):
+            reason = f"mirostat is {shown(mirostat.value)}, which takes the place of {stages[0]}"
+            silencer = mirostat
+        else:
+            continue
+        if own.get(name, _SERVER[name]) != _SERVER[name]:
+            field = FIELDS[name]
+            raise BadRequest(f"{field} is {shown(own[name])} but {reason}.", field, "invalid_value")
+        chosen[name] = InForce(_SERVER[name], silencer.source)
+
+
+def _as_sent(name: str, item: InForce) -> InForce:
+    """In the form a request has it in, so that it can be sent back."""
+    if name != "logit_bias":
+        return item
+    return replace(item, value={str(token): bias for token, bias in cast(Sequence[tuple[int, float]], item.value)})
+
+
+def _beside_sampling(asked: CompletionRequest | ChatRequest) -> dict[str, InForce]:
+    """What else the answer is a function of."""
+    is_chat = isinstance(asked, ChatRequest)
+    defaults: tuple[tuple[str, object, object], ...] = (
+        ("strategy", asked.strategy, None),
+        ("max_tokens", _asked_max_tokens(asked), None),
+        ("n", asked.n, 1),
+        ("stop", list(asked.stop) or None, []),
+        ("include_stop_str_in_output", asked.include_stop_str_in_output, False),
+        ("add_special_tokens", asked.add_special_tokens, not is_chat),
+    )
+    return {
+        name: InForce(default, "server") if value is None else InForce(value, "request")
+        for name, value, default in defaults
+    }
 
 
 def check_choices(request: GenerationRequest, num_prompts: int, settings: ApiSettings) -> int:
@@ -132,27 +202,6 @@ def _parameter_errors_as_bad_requests() -> Iterator[None]:
     try:
         yield
     except ParameterError as error:
-        name = _FIELDS.get(error.parameter, error.parameter)
-        raise BadRequest(f"{name}{str(error).removeprefix(error.parameter)}.", name, "invalid_value") from None
-
-
-class _Choices:
-    """Picks values and remembers who chose them."""
-
-    def __init__(self) -> None:
-        self.in_force: dict[str, InForce] = {}
-
-    def pick(self, field: str, asked: T | None, recommended: T | None, server: T) -> T:
-        if asked is not None:
-            self.in_force[field] = InForce(asked, "request")
-            return asked
-        if recommended is not None:
-            self.in_force[field] = InForce(recommended, "model")
-            return recommended
-        self.in_force[field] = InForce(server, "server")
-        return server
-
-    def pick_seed(self, asked: int | None, random_seed: int) -> int:
-        seed = random_seed if asked is None else asked
-        self.in_force["seed"] = InForce(seed, "random" if asked is None else "request")
-        return seed
+        name, bracket, rest = error.parameter.partition("[")
+        field = FIELDS.get(name, name) + bracket + rest
+        raise BadRequest(f"{field}{str(error).removeprefix(error.parameter)}.", field, "invalid_value") from None

@@ -3,6 +3,9 @@
 Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) in torch integer arithmetic.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +13,9 @@ LANES = 4  # consecutive token ids that share one counter
 
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
+# The third word of the counter: 0 for the noise of tokens, another number for every other use of chance.
+COIN_STREAM = 1
+
 # Counters are worked off in batches whose temporaries stay in the second-level cache.
 _BATCH = 4096
 # Batches are filled up to a multiple of this many counters, because a vectorised logarithm and the scalar one that
@@ -55,6 +61,17 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, counters: Tensor) -> Tensor:
     """
     parts = [torch.split(part, _BATCH) for part in (seeds, positions, counters)]
     return torch.cat([_gumbel_batch(*batch) for batch in zip(*parts, strict=True)])
+
+
+def uniform_noise(seeds: Sequence[int], positions: Sequence[int], stream: int) -> list[float]:
+    """One number strictly between 0 and 1 for each seed and position: the first word of counter (0, position, stream,
+    0), apart from the noise of every token."""
+    keys = np.array(seeds, dtype=np.uint64).view(np.int64)
+    words = torch.zeros(6, len(keys), dtype=torch.int64)
+    words[1], words[2] = torch.tensor(positions), stream
+    words[4], words[5] = torch.from_numpy(keys & _MASK), torch.from_numpy((keys >> 32) & _MASK)
+    uniform: list[float] = philox(words[:4], words[4:])[0].double().add_(0.5).mul_(2.0**-32).tolist()
+    return uniform
 
 
 def _gumbel_batch(seeds: Tensor, positions: Tensor, counters: Tensor) -> Tensor:

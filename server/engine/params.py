@@ -1,39 +1,43 @@
 """How one sequence is to be decoded: the validated sampling parameters. Knows no torch and no HTTP."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-MAX_SEED = 2**64 - 1
-MAX_LOGPROBS = 20
-MAX_TOKEN_LIST = 1024
-MAX_PENALTY = 2.0
-MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 10.0
-MAX_TEMPERATURE = 10.0
-MAX_LOGIT_BIAS = 100.0
+from server.engine.sampling.order import DEFAULT_ORDER, SAMPLERS, applied_stages
+from server.engine.sampling.ranges import (
+    MAX_BAD_WORDS,
+    MAX_BREAKERS,
+    MAX_LOGIT_BIAS,
+    RANGES,
+    Range,
+    check_length,
+    check_sequences,
+)
+from server.engine.sampling.ranges import MAX_LOGPROBS as MAX_LOGPROBS
+from server.engine.sampling.ranges import MAX_SEED as MAX_SEED
+from server.engine.sampling.ranges import MAX_TOKEN_LIST as MAX_TOKEN_LIST
+from server.engine.sampling.ranges import ParameterError as ParameterError
 
-
-class ParameterError(ValueError):
-    """A sampling parameter is outside its range. `parameter` names the field; the message says value and limit."""
-
-    def __init__(self, parameter: str, message: str) -> None:
-        super().__init__(f"{parameter} {message}")
-        self.parameter = parameter
+_BIAS = Range(-MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """Everything, besides the model and the prompt, that the output tokens are a function of.
 
-    Stages apply in this order: allowed/banned tokens and min_tokens, logit_bias, repetition penalty, frequency and
-    presence penalties, temperature, top_k, top_p, min_p, then arg-max with Gumbel noise keyed by (seed, position,
-    token). Reported logprobs are those of the unmodified model distribution.
+    First come the constraints: a grammar's mask, allowed/banned tokens and min_tokens, bad_words,
+    no_repeat_ngram_size, logit_bias. Then the stages of `samplers` in that order, those left out not at all. With
+    mirostat only its penalties, dry and temperature are applied, and mirostat cuts off instead of the rest. Last the
+    arg-max with Gumbel noise keyed by (seed, position, token). The default values leave the distribution as it is.
+    Reported logprobs are those of the unmodified model distribution.
 
     Raises ParameterError for values out of range.
     """
 
     max_tokens: int = 16
     min_tokens: int = 0
-    temperature: float = 1.0  # 0 is greedy: the arg-max after penalties and bias
+    temperature: float = 1.0  # 0 keeps the arg-max alone
     top_k: int = 0  # 0 keeps every token
     top_p: float = 1.0
     min_p: float = 0.0
@@ -48,38 +52,48 @@ class SamplingParams:
     seed: int = 0
     logprobs: int | None = None  # alternatives reported per output token; None reports nothing
     prompt_logprobs: int | None = None  # the same for every prompt token but the first
+    samplers: tuple[str, ...] = DEFAULT_ORDER
+    dynatemp_range: float = 0.0  # temperature - range .. temperature + range, by entropy
+    dynatemp_exponent: float = 1.0
+    top_n_sigma: float = 0.0  # 0 keeps every token
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
+    top_a: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    repeat_last_n: int = -1  # last tokens of prompt and output the three penalties look at; -1 is all, 0 none
+    dry_multiplier: float = 0.0  # 0 is off
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_range: int = -1  # last tokens of prompt and output searched for repetitions; -1 is all, 0 none
+    dry_breakers: tuple[tuple[int, ...], ...] = ()  # token sequences no repetition extends across
+    no_repeat_ngram_size: int = 0  # 0 is off
+    bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that may not be completed
+    mirostat: int = 0  # 1 and 2 are the paper's two algorithms
+    mirostat_tau: float = 5.0  # the surprise aimed at, in bits
+    mirostat_eta: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_range("max_tokens", self.max_tokens, 0, 2**31 - 1)
-        _check_range("min_tokens", self.min_tokens, 0, self.max_tokens)
-        _check_range("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
-        _check_range("top_k", self.top_k, 0, 2**31 - 1)
-        _check_range("min_p", self.min_p, 0.0, 1.0)
-        _check_range("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
-        _check_range("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
-        _check_range("seed", self.seed, 0, MAX_SEED)
-        _check_positive("top_p", self.top_p, 1.0)
-        _check_range("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)
-        for name, count in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
-            if count is not None:
-                _check_range(name, count, 0, MAX_LOGPROBS)
+        for name, allowed in RANGES.items():
+            value = getattr(self, name)
+            if value is not None:
+                allowed.check(name, value)
+        Range(0, self.max_tokens).check("min_tokens", self.min_tokens)
         for token, bias in self.logit_bias:
-            _check_range(f"logit_bias[{token}]", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
+            _BIAS.check(f"logit_bias[{token}]", bias)
         for name in ("logit_bias", "allowed_tokens", "banned_tokens", "stop_token_ids"):
-            _check_length(name, getattr(self, name))
+            check_length(name, getattr(self, name))
+        check_sequences("bad_words", self.bad_words, 2 * MAX_BAD_WORDS)  # a word may have two spellings
+        check_sequences("dry_breakers", self.dry_breakers, MAX_BREAKERS)
+        _check_samplers(self.samplers)
 
     def check_vocabulary(self, vocab_size: int, ending_tokens: Sequence[int] = ()) -> None:
         """Raises ParameterError when a listed token id is not one of the model's, or none is left to choose from.
 
         `ending_tokens` are those that end the sequence, which `min_tokens` withholds at first.
         """
-        listed = {
-            "logit_bias": [token for token, _ in self.logit_bias],
-            "allowed_tokens": self.allowed_tokens or (),
-            "banned_tokens": self.banned_tokens,
-            "stop_token_ids": self.stop_token_ids,
-        }
-        for name, tokens in listed.items():
+        for name, tokens in self._listed().items():
             for token in tokens:
                 if not 0 <= token < vocab_size:
                     raise ParameterError(name, f"holds token id {token}; the vocabulary ends at {vocab_size - 1}")
@@ -88,17 +102,36 @@ class SamplingParams:
             name = "banned_tokens" if self.allowed_tokens is None else "allowed_tokens"
             raise ParameterError(name, "leaves no token to choose from")
 
+    @cached_property
+    def is_greedy(self) -> bool:
+        """Whether only the most likely token is left where the temperature stands in the order."""
+        return self.temperature == 0 and self.dynatemp_range == 0 and "temperature" in self.samplers
 
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # as it stands, NaN is refused too
-        raise ParameterError(name, f"is {value}; it must be between {low} and {high}")
+    @cached_property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that are applied, in turn. Worked out once, for choices are made at every step."""
+        return applied_stages(self)
+
+    @cached_property
+    def is_constrained(self) -> bool:
+        """Whether a constraint is in force from the first token to the last."""
+        lists = self.banned_tokens or self.logit_bias or self.bad_words
+        return bool(lists or self.allowed_tokens is not None or self.no_repeat_ngram_size)
+
+    def _listed(self) -> Mapping[str, Iterable[int]]:
+        return {
+            "logit_bias": [token for token, _ in self.logit_bias],
+            "allowed_tokens": self.allowed_tokens or (),
+            "banned_tokens": self.banned_tokens,
+            "stop_token_ids": self.stop_token_ids,
+            "bad_words": [token for word in self.bad_words for token in word],
+            "dry_breakers": [token for breaker in self.dry_breakers for token in breaker],
+        }
 
 
-def _check_positive(name: str, value: float, high: float) -> None:
-    if not 0.0 < value <= high:
-        raise ParameterError(name, f"is {value}; it must be above 0 and at most {high}")
-
-
-def _check_length(name: str, tokens: Sequence[object] | None) -> None:
-    if tokens is not None and len(tokens) > MAX_TOKEN_LIST:
-        raise ParameterError(name, f"lists {len(tokens)} tokens; the limit is {MAX_TOKEN_LIST}")
+def _check_samplers(samplers: Sequence[str]) -> None:
+    for index, name in enumerate(samplers):
+        if name not in SAMPLERS:
+            raise ParameterError(f"samplers[{index}]", f"is {name[:80]!r}; it must be one of {', '.join(SAMPLERS)}")
+        if name in samplers[:index]:
+            raise ParameterError(f"samplers[{index}]", f"is {name!r}, which is listed before; a stage comes only once")

@@ -5,7 +5,6 @@ Rows are computed together but never look at each other; see `sampling.stages` f
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,14 +13,13 @@ from torch import Tensor
 
 from server.engine.filters import HIDDEN
 from server.engine.noise import LANES, REACH, gumbel_noise
-from server.engine.params import SamplingParams
 from server.engine.sampling.constraints import constrain, is_constrained
 from server.engine.sampling.mirostat import adjusted, surprise
-from server.engine.sampling.order import SHAPING
+from server.engine.sampling.order import MIROSTAT
 from server.engine.sampling.row import Observe as Observe
 from server.engine.sampling.row import Row as Row
 from server.engine.sampling.row import observe_nothing as observe_nothing
-from server.engine.sampling.stages import MIROSTAT, STAGES, Stage
+from server.engine.sampling.stages import STAGES
 from server.engine.sampling.state import DecodingState as DecodingState
 from server.engine.types import TokenLogprob
 
@@ -34,13 +32,13 @@ def choose(logits: Tensor, rows: Sequence[Row], observe: Observe = observe_nothi
     and, float64, the same with the noise of those tokens that could win. Without it nothing is kept to tell of.
     """
     _constrain(logits, rows, observe)
-    for stage, indices in _turns(rows, logits.shape[-1], observe is not observe_nothing):
-        logits = _apply(stage, logits, rows, indices, observe)
-    surprising = [index for index, row in enumerate(rows) if row.params.mirostat]
-    uncut = logits[surprising] if surprising else logits
-    logits = _apply(MIROSTAT, logits, rows, surprising, observe)
+    uncut: dict[int, Tensor] = {}  # rows as mirostat finds them
+    for name, indices in _turns(rows, observe is not observe_nothing):
+        if name == MIROSTAT:
+            uncut.update((index, logits[index].clone()) for index in indices)
+        logits = _apply(name, logits, rows, indices, observe)
     tokens = _draw(logits, rows, observe)
-    for index, own in zip(surprising, uncut, strict=False):
+    for index, own in uncut.items():
         _adjust_mu(rows[index], surprise(own, tokens[index]))
     for row, token in zip(rows, tokens, strict=True):
         if row.state is not None:
@@ -57,9 +55,19 @@ def describe(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> li
     values = chosen_logprobs[:, 0].tolist()
     tops = [_most_likely(row, count) for row, count in zip(logprobs, counts, strict=True)]
     return [
-        TokenLogprob(token, value, rank, top_tokens, top_logprobs)
-        for token, value, rank, (top_tokens, top_logprobs) in zip(tokens, values, ranks, tops, strict=True)
+        TokenLogprob(token, value, rank, top_tokens, top_logprobs, entropy)
+        for token, value, rank, (top_tokens, top_logprobs), entropy in zip(
+            tokens, values, ranks, tops, _entropies(logits, logprobs), strict=True
+        )
     ]
+
+
+def _entropies(logits: Tensor, logprobs: Tensor) -> list[float]:
+    """Of every row, in nats. The softmax has each row to itself and so has the running sum: an exponential of the
+    whole tensor would round by where a row stands in it, and `sum` may split a single row among threads."""
+    terms = (logits.softmax(-1).double() * logprobs).masked_fill(logprobs.isneginf(), 0.0)
+    totals: list[float] = terms.cumsum(-1)[:, -1].neg().tolist()
+    return totals
 
 
 def _most_likely(logprobs: Tensor, count: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -74,11 +82,6 @@ def _most_likely(logprobs: Tensor, count: int) -> tuple[tuple[int, ...], tuple[f
     return tuple(tokens), tuple(ordered.values[:count].tolist())
 
 
-def is_greedy(params: SamplingParams) -> bool:
-    """Whether nothing but the most likely token is left where the temperature stands in the order."""
-    return params.temperature == 0 and params.dynatemp_range == 0 and "temperature" in params.samplers
-
-
 def _constrain(logits: Tensor, rows: Sequence[Row], observe: Observe) -> None:
     constrained = [index for index, row in enumerate(rows) if is_constrained(row)]
     before = logits[constrained] if constrained and observe is not observe_nothing else None
@@ -88,37 +91,33 @@ def _constrain(logits: Tensor, rows: Sequence[Row], observe: Observe) -> None:
         observe("constraints", constrained, before, logits[constrained])
 
 
-def _turns(rows: Sequence[Row], vocab_size: int, watched: bool) -> Iterator[tuple[Stage, list[int]]]:
-    """The stages in every order the rows ask for, with the rows each applies to.
+def _turns(rows: Sequence[Row], watched: bool) -> Iterator[tuple[str, list[int]]]:
+    """The stages in every order the rows ask for, with the rows each is applied to.
 
-    A greedy row is decided at the temperature: its one candidate is written out only for those who look.
+    That a greedy row has one candidate is written out only for those who look, and for mirostat.
     """
     orders: dict[tuple[str, ...], list[int]] = {}
     for index, row in enumerate(rows):
-        orders.setdefault(row.params.samplers, []).append(index)
-    for order, undecided in orders.items():
-        for stage in (STAGES[name] for name in order):
-            applied = [i for i in undecided if _runs(stage, rows[i].params, vocab_size)]
-            if stage.name == "temperature":
-                undecided = [i for i in undecided if not is_greedy(rows[i].params)]
-                if not watched:
-                    applied = [i for i in applied if not is_greedy(rows[i].params) or rows[i].params.mirostat]
-            yield stage, applied
+        params = row.params
+        if params.stages and (watched or params.stages != ("temperature",) or not params.is_greedy):
+            orders.setdefault(params.samplers, []).append(index)
+    for order, members in orders.items():
+        for name in (*order, MIROSTAT):
+            applied = [index for index in members if name in rows[index].params.stages]
+            if name == "temperature" and not watched:
+                applied = [i for i in applied if not rows[i].params.is_greedy or rows[i].params.mirostat]
+            if applied:
+                yield name, applied
 
 
-def _runs(stage: Stage, params: SamplingParams, vocab_size: int) -> bool:
-    return stage.applies(params, vocab_size) and (not params.mirostat or stage.name in SHAPING)
-
-
-def _apply(stage: Stage, logits: Tensor, rows: Sequence[Row], indices: list[int], observe: Observe) -> Tensor:
+def _apply(name: str, logits: Tensor, rows: Sequence[Row], indices: list[int], observe: Observe) -> Tensor:
     """The logits [rows, vocab] after the stage did its work on the rows `indices`."""
-    if not indices:
-        return logits
     every = len(indices) == len(rows)
     before = logits if every else logits[indices]
-    after = stage.apply(before, rows if every else [rows[index] for index in indices])
+    after = STAGES[name](before, rows if every else [rows[index] for index in indices])
     if observe is not observe_nothing:
-        observe(stage.name, indices, before, after)
+        observe(name, indices, before, after)
+        logits = logits.clone()  # what was shown stays as it was
     if every:
         return after
     logits[indices] = after
@@ -127,7 +126,7 @@ def _apply(stage: Stage, logits: Tensor, rows: Sequence[Row], indices: list[int]
 
 def _draw(logits: Tensor, rows: Sequence[Row], observe: Observe) -> list[int]:
     """The arg-max of greedy rows and the draw of the others."""
-    drawn = [index for index, row in enumerate(rows) if not is_greedy(row.params)]
+    drawn = [index for index, row in enumerate(rows) if not row.params.is_greedy]
     if len(drawn) == len(rows):
         perturbed = _with_noise(logits, rows)
         choices = perturbed.argmax(-1)
@@ -162,21 +161,3 @@ def _with_noise(scaled: Tensor, rows: Sequence[Row]) -> Tensor:
 def _adjust_mu(row: Row, surprise: float) -> None:
     assert row.state is not None
     row.state.mu = adjusted(row.state.mu, surprise, row.params.mirostat_tau, row.params.mirostat_eta)
-
-
-class History:
-    """The older name of a state."""
-
-    @staticmethod
-    def of(prompt: Sequence[int], vocab_size: int) -> DecodingState:
-        return DecodingState(SamplingParams(repetition_penalty=2.0), prompt, vocab_size)
-
-
-def wants_history(params: SamplingParams) -> bool:
-    return DecodingState.of(params, (), 1) is not None
-
-
-def sample(logits: Tensor, rows: Sequence[Row]) -> list[int]:
-    """The older form of `choose`, which records nothing."""
-    forked = [replace(row, state=row.state.fork() if row.state else None) for row in rows]
-    return choose(logits, forked)

@@ -296,7 +296,7 @@ async def test_the_parameters_in_force_are_told_with_their_sources(engine: FakeE
     model = replace(MODEL, defaults=GenerationDefaults(temperature=0.5, top_k=40))
     async with client_of(make_app(engine, model)) as client:
         answer = await complete(client, top_k=5, return_parameters=True)
-    parameters = answer["parameters"]
+    parameters = answer["resolved_parameters"]
     assert isinstance(parameters, dict)
     assert parameters["temperature"] == {"value": 0.5, "source": "model"}
     assert parameters["top_k"] == {"value": 5, "source": "request"}

@@ -24,7 +24,7 @@ from model.moe import MixtureOfExperts
 from server.engine.block_pool import BLOCK_SIZE, block_hash, salted_root
 from server.engine.core import EngineCore
 from server.engine.params import SamplingParams
-from server.engine.sampler import DecodingState, Row, choose
+from server.engine.sampler import DecodingState, Observe, Row, choose
 from server.engine.scheduler import Chunk, Scheduler
 from server.engine.sequence import Sequence as EngineSequence
 from server.engine.sequence import blocks_for
@@ -140,9 +140,10 @@ def disturb_noise(monkeypatch: pytest.MonkeyPatch, shift: Callable[[int, int], i
     """Move each row's noise by shift(row of the batch, number of the call)."""
     calls = itertools.count()
 
-    def shifted(logits: Tensor, rows: Sequence[Row]) -> list[int]:
+    def shifted(logits: Tensor, rows: Sequence[Row], observe: Observe) -> list[int]:
         call = next(calls)
-        return choose(logits, [replace(row, position=row.position + shift(i, call)) for i, row in enumerate(rows)])
+        moved = [replace(row, position=row.position + shift(i, call)) for i, row in enumerate(rows)]
+        return choose(logits, moved, observe)
 
     monkeypatch.setattr(server.engine.verify, "choose", shifted)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from server.engine.filters import keep_min_p, keep_top_k, keep_top_p
 from server.engine.params import SamplingParams
-from server.engine.sampler import History, Row, sample, wants_history
+from server.engine.sampler import DecodingState, Row, choose
 
 VOCAB_SIZE = 11
 # Quarters, so that ties are frequent and float32 sums are exact.
@@ -105,11 +105,11 @@ Example = tuple[list[float], SamplingParams, list[int], list[int], tuple[int, ..
 
 def row_of(example: Example) -> Row:
     logits, params, prompt, output, withheld = example
-    history = History.of(prompt, len(logits)) if wants_history(params) else None
-    if history is not None:
+    state = DecodingState.of(params, prompt, len(logits))
+    if state is not None:
         for token in output:
-            history.append(token)
-    return Row(params, len(prompt) + len(output), withheld, history)
+            state.append(token)
+    return Row(params, len(prompt) + len(output), withheld, state)
 
 
 def oracle_row(example: Example) -> list[float]:
@@ -118,7 +118,7 @@ def oracle_row(example: Example) -> list[float]:
 
 
 def choices(examples: list[Example]) -> list[int]:
-    return sample(torch.tensor([example[0] for example in examples]), [row_of(example) for example in examples])
+    return choose(torch.tensor([example[0] for example in examples]), [row_of(example) for example in examples])
 
 
 @settings(FAST, max_examples=300)
@@ -147,8 +147,8 @@ def only_choice(logits: list[float], params: SamplingParams, output: list[int] |
     rows = []
     for position in range(200):
         row = row_of((logits, params, [], output or [], ()))
-        rows.append(Row(row.params, position, row.withheld, row.history))
-    return set(sample(torch.tensor([logits] * len(rows)), rows))
+        rows.append(Row(row.params, position, row.withheld, row.state and row.state.fork()))
+    return set(choose(torch.tensor([logits] * len(rows)), rows))
 
 
 def test_bias_comes_before_the_repetition_penalty() -> None:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from model.gpt import GPT
 from model.reference import Choose, generate
-from server.engine.sampler import History, Row, sample
+from server.engine import sampler
+from server.engine.sampler import DecodingState, Row
 from server.engine.types import SequenceRequest
 
 
@@ -23,13 +24,12 @@ def ending_tokens(request: SequenceRequest) -> frozenset[int]:
 
 def sampler_of(request: SequenceRequest) -> Choose:
     """The engine's sampler, on its own, with its own count of what was said."""
-    history = History.of(request.prompt, VOCAB_SIZE)
+    state = DecodingState.of(request.params, request.prompt, VOCAB_SIZE)
 
     def choose(logits: Tensor, position: int) -> int:
         is_early = position - len(request.prompt) < request.params.min_tokens
         withheld = tuple(ending_tokens(request)) if is_early else ()
-        (token,) = sample(logits.clone()[None], [Row(request.params, position, withheld, history)])
-        history.append(token)
+        (token,) = sampler.choose(logits.clone()[None], [Row(request.params, position, withheld, state)])
         return token
 
     return choose

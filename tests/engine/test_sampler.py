@@ -13,7 +13,7 @@ from test_noise import noise_of, plain_noise
 import server.engine.sampler
 from server.engine.noise import LANES, REACH, gumbel_noise
 from server.engine.params import SamplingParams
-from server.engine.sampler import Row, describe, sample
+from server.engine.sampler import Row, choose, describe
 
 FAST = settings(deadline=None, max_examples=100)
 
@@ -32,7 +32,7 @@ WIDE = st.floats(-60, 60, width=32)
 @given(st.lists(WIDE, min_size=1, max_size=70), SEEDS, st.integers(0, 2**20))
 def test_leaving_out_hopeless_tokens_never_changes_a_draw(logits: list[float], seed: int, position: int) -> None:
     row = Row(SamplingParams(seed=seed), position)
-    assert sample(torch.tensor([logits]), [row]) == [draw_with_all_noise(logits, seed, position)]
+    assert choose(torch.tensor([logits]), [row]) == [draw_with_all_noise(logits, seed, position)]
 
 
 def test_noise_is_left_out_only_beyond_its_reach(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_noise_is_left_out_only_beyond_its_reach(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(server.engine.sampler, "gumbel_noise", listening)
     tops = [0.0, -REACH + 0.01, -REACH - 0.01, -5.0]
     logits = [top - 40.0 * lane for top in tops for lane in range(LANES)]
-    sample(torch.tensor([logits]), [Row(SamplingParams(seed=3), 9)])
+    choose(torch.tensor([logits]), [Row(SamplingParams(seed=3), 9)])
     assert asked == [0, 1, 3]
 
 
@@ -55,9 +55,9 @@ def test_too_short_a_reach_would_change_draws(monkeypatch: pytest.MonkeyPatch) -
     logits = [0.0, *[-3.5] * 39]
     expected = [draw_with_all_noise(logits, seed, 0) for seed in range(100)]
     rows = [Row(SamplingParams(seed=seed), 0) for seed in range(100)]
-    assert sample(torch.tensor([logits] * 100), rows) == expected
+    assert choose(torch.tensor([logits] * 100), rows) == expected
     monkeypatch.setattr(server.engine.sampler, "REACH", 3.0)
-    assert sample(torch.tensor([logits] * 100), rows) != expected
+    assert choose(torch.tensor([logits] * 100), rows) != expected
 
 
 def test_a_draw_is_what_the_plain_formula_says() -> None:
@@ -65,7 +65,7 @@ def test_a_draw_is_what_the_plain_formula_says() -> None:
     for position in range(300):
         params = SamplingParams(seed=2**64 - 5, temperature=0.5)
         noisy = [logit / 0.5 + plain_noise(params.seed, position, token) for token, logit in enumerate(logits)]
-        assert sample(torch.tensor([logits]), [Row(params, position)]) == [noisy.index(max(noisy))]
+        assert choose(torch.tensor([logits]), [Row(params, position)]) == [noisy.index(max(noisy))]
 
 
 def test_a_draw_does_not_depend_on_its_row_or_company() -> None:
@@ -82,13 +82,13 @@ def test_a_draw_does_not_depend_on_its_row_or_company() -> None:
         replace(plain, top_k=40, top_p=0.9, min_p=0.02, temperature=0.6),
     ]
     rows = [Row(replace(kinds[index % len(kinds)], seed=index), 3 * index) for index in range(40)]
-    alone = [sample(logits[index : index + 1].clone(), [row])[0] for index, row in enumerate(rows)]
-    assert sample(logits.clone(), rows) == alone
-    backwards = sample(logits.flip(0), rows[::-1])
+    alone = [choose(logits[index : index + 1].clone(), [row])[0] for index, row in enumerate(rows)]
+    assert choose(logits.clone(), rows) == alone
+    backwards = choose(logits.flip(0), rows[::-1])
     assert backwards[::-1] == alone
     for kind in range(len(kinds)):
         of_a_kind = list(range(kind, 40, len(kinds)))
-        assert sample(logits[of_a_kind], [rows[index] for index in of_a_kind]) == [alone[index] for index in of_a_kind]
+        assert choose(logits[of_a_kind], [rows[index] for index in of_a_kind]) == [alone[index] for index in of_a_kind]
     assert len(set(alone)) > 20
 
 
@@ -96,7 +96,7 @@ def test_greedy_takes_the_lowest_of_tied_tokens() -> None:
     logits = torch.zeros(3, 200)
     logits[0, [150, 31, 77]] = 1.0
     logits[1, [199, 198]] = 1.0
-    assert sample(logits, [Row(SamplingParams(temperature=0.0), 0)] * 3) == [31, 198, 0]
+    assert choose(logits, [Row(SamplingParams(temperature=0.0), 0)] * 3) == [31, 198, 0]
 
 
 QUARTERS = st.integers(-40, 40).map(lambda quarters: quarters / 4)

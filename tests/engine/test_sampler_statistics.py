@@ -10,7 +10,7 @@ from torch import Tensor
 import server.engine.sampler
 from server.engine.noise import gumbel_noise
 from server.engine.params import SamplingParams
-from server.engine.sampler import Row, sample
+from server.engine.sampler import Row, choose
 
 LOGITS = [1.5, 0.3, -0.7, 2.0, 0.0, -2.5, 1.1, 0.9, -0.2, 0.6, -1.4]
 CASES = {
@@ -45,7 +45,7 @@ def counts_of(params: SamplingParams, draws: int, over: str) -> np.ndarray[tuple
             rows = [Row(SamplingParams(**fields, seed=number), 17) for number in numbers]
         else:
             rows = [Row(of_seed[0], number) for number in numbers]
-        tokens = sample(torch.tensor([LOGITS]).repeat(BATCH, 1), rows)
+        tokens = choose(torch.tensor([LOGITS]).repeat(BATCH, 1), rows)
         counts += np.bincount(tokens, minlength=len(LOGITS))
     return counts
 
@@ -95,7 +95,7 @@ def test_neighbouring_positions_and_tokens_are_independent() -> None:
     draws = 50_000
     row = SamplingParams(seed=12345)
     tokens = np.array(
-        sample(torch.tensor([LOGITS]).repeat(draws, 1), [Row(row, position) for position in range(draws)])
+        choose(torch.tensor([LOGITS]).repeat(draws, 1), [Row(row, position) for position in range(draws)])
     )
     pairs = np.bincount(tokens[0::2] * len(LOGITS) + tokens[1::2], minlength=len(LOGITS) ** 2)
     single = np.array(softmax(LOGITS))

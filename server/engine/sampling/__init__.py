@@ -1,0 +1,1 @@
+"""How a row of logits becomes a token: the stages, their order, and what they remember of a sequence."""
