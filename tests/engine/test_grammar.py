@@ -1,0 +1,300 @@
+"""Answers drawn under a grammar satisfy it, and masks allow exactly what can still become an answer."""
+
+import itertools
+import json
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from llguidance import LLParserLimits
+
+from model.tokenizer import Tokenizer
+from server.engine import grammar_source
+from server.engine.grammar import GrammarCompiler, Matcher, unpack
+from server.engine.grammar_spec import Grammar, GrammarError
+
+CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
+PADDING = 13  # rows of the embedding beyond the vocabulary
+MAX_TOKENS = 400
+SEEDS = range(3)
+
+REGEXES = [
+    *("a", "abc|abd|b", "[a-z]+", "[0-9]{3}-[0-9]{4}", r"\d{4}-\d{2}-\d{2}", "(yes|no|maybe)", "a?b?c?", "(ab)*"),
+    *(
+        "(ab)+c",
+        "[^x]",
+        "[^a-z]{1,4}",
+        "x{0,3}y",
+        "(a|b)*abb",
+        "(a*)*b",
+        "(a|aa)+c",
+        "(x+x+)+y",
+        "",
+        "the king|the queen",
+    ),
+    *(r"\w+@\w+\.(com|org)", "#[0-9a-f]{6}", "(0|[1-9][0-9]*)", r"-?\d+(\.\d+)?", r"\$\d+\.\d{2}", r"[A-Z][a-z]{2,8}"),
+    *(r"\s?thou\s?", ".{1,5}", ".*love.{3}", "é+", "[à-ü]{2}", "(😀|😁)x", r"\u00e9|\u00e8", r"[\w ]{5,10}", r"\S{4}"),
+    *(
+        "(?:a(?:b(?:c)?)?)?",
+        "(?:a{2}){2}",
+        "[ab]{10}",
+        "((a|b)(c|d)){2,3}",
+        r"\(\[\{\}\]\)",
+        r"a\/b",
+        r'"[^"]*"',
+        "^abc$",
+    ),
+    *("(foo|bar|baz){1,3}", "(?i:hello)", r"\d+(,\d+)*", r"\[(\d(,\d)*)?\]", "O (Romeo|Juliet)[!?.]", "a.c", r"\t?\n"),
+    *("x(?:1|2|3)?y", r"[\-+]?\d", "[a-cx-z]{2,}z"),
+]
+CHOICES = ["yes", "yes and no", r"a/b \d <>%#", "new\nline", '"quoted"', "é😀", " ", "start: x", "^$.*+?()[]{}|"]
+
+
+@pytest.fixture(scope="module", params=["shakespeare-char", "shakespeare-gqa"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    return Tokenizer.load(CHECKPOINTS / request.param)
+
+
+@pytest.fixture(scope="module")
+def compiler(tokenizer: Tokenizer) -> Iterator[GrammarCompiler]:
+    compiler = GrammarCompiler(tokenizer, tokenizer.vocab_size + PADDING)
+    yield compiler
+    compiler.close()
+
+
+def allowed(matcher: Matcher, tokenizer: Tokenizer) -> list[int]:
+    return np.flatnonzero(unpack(matcher.mask(), tokenizer.vocab_size + PADDING)).tolist()
+
+
+def drawn(matcher: Matcher, tokenizer: Tokenizer, seed: int) -> list[int] | None:
+    """The tokens of an answer from random logits that lean towards closing what is open; None when it does not end."""
+    rng = np.random.default_rng(seed)
+    closing = [any(byte in b'"]}' for byte in tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)]
+    tokens: list[int] = []
+    for _ in range(MAX_TOKENS):
+        if matcher.is_finished():
+            return tokens
+        candidates = allowed(matcher, tokenizer)
+        token = max(candidates, key=lambda t: rng.gumbel() + 5.0 * closing[t] + 3.0 * (t in tokenizer.eos_token_ids))
+        matcher.accept(token)
+        if token in tokenizer.eos_token_ids:
+            assert matcher.is_finished()
+            return tokens
+        tokens.append(token)
+    return None
+
+
+def text_of(tokens: list[int], tokenizer: Tokenizer) -> str:
+    return b"".join(map(tokenizer.token_bytes, tokens)).decode()
+
+
+def random_schema(rng: random.Random, depth: int) -> dict[str, object]:
+    """A schema of kinds that occur in practice, which some value satisfies."""
+    kind = rng.choice(["string", "pattern", "integer", "number", "enum", "boolean", "null", "const", "ref"])
+    if depth and rng.random() < 0.75:
+        kind = rng.choice(["object", "array", "tuple", "anyOf"])
+    low = rng.randrange(-50, 50)
+    match kind:
+        case "string":
+            return {"type": "string", "minLength": rng.randrange(4), "maxLength": rng.randrange(4, 12)}
+        case "pattern":
+            return {"type": "string", "pattern": rng.choice(["^[a-z]{2,5}$", "^x[0-9]+$", "ab"]), "maxLength": 30}
+        case "integer":
+            return {"type": "integer", "minimum": low, "maximum": low + rng.randrange(200)}
+        case "number":
+            return {"type": "number", "exclusiveMinimum": low, "maximum": low + 1.5 + rng.randrange(9)}
+        case "enum":
+            return {"enum": rng.sample(["thou", "art", 3, None, [1, {"a": True}], "é"], rng.randrange(1, 5))}
+        case "const":
+            return {"const": {"k": rng.choice(["v", 1.5, [], None])}}
+        case "ref":
+            return {"$ref": "#/$defs/leaf"}
+        case "array":
+            return {
+                "type": "array",
+                "items": random_schema(rng, depth - 1),
+                "minItems": rng.randrange(2),
+                "maxItems": 3,
+            }
+        case "tuple":
+            return {
+                "type": "array",
+                "prefixItems": [random_schema(rng, depth - 1) for _ in range(2)],
+                "items": False,
+                "minItems": 2,
+            }
+        case "anyOf":
+            return {"anyOf": [random_schema(rng, depth - 1) for _ in range(rng.randrange(1, 4))]}
+        case "object":
+            names = rng.sample(["name", "age", "lines", "é", "in love"], rng.randrange(1, 5))
+            return {
+                "type": "object",
+                "properties": {name: random_schema(rng, depth - 1) for name in names},
+                "required": rng.sample(names, rng.randrange(len(names) + 1)),
+                "additionalProperties": rng.choice([False, {"type": "boolean"}]),
+            }
+    return {"type": kind}
+
+
+def test_finished_answers_validate_against_a_hundred_schemas(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    rng = random.Random(7)
+    unfinished = 0
+    for _ in range(100):
+        schema = {**random_schema(rng, 3), "$defs": {"leaf": {"type": ["integer", "null"]}}}
+        grammar = Grammar("json_schema", json.dumps(schema))
+        for seed in SEEDS:
+            tokens = drawn(compiler.start(grammar).result(), tokenizer, seed)
+            unfinished += tokens is None
+            if tokens is not None:
+                jsonschema.validate(json.loads(text_of(tokens, tokenizer)), schema, jsonschema.Draft202012Validator)
+    assert unfinished <= 15  # of 300
+
+
+def test_finished_answers_match_their_regex(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    assert len(REGEXES) >= 50
+    unfinished = 0
+    for regex, seed in itertools.product(REGEXES, SEEDS):
+        tokens = drawn(compiler.start(Grammar("regex", regex)).result(), tokenizer, seed)
+        unfinished += tokens is None
+        if tokens is not None:
+            text = text_of(tokens, tokenizer)
+            assert re.fullmatch(regex, text), (regex, text)
+    assert unfinished <= 10
+
+
+def test_every_choice_can_be_given_and_nothing_else(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    grammar = Grammar("choice", json.dumps(CHOICES))
+    for choice in CHOICES:
+        matcher = compiler.start(grammar).result()
+        for token in tokenizer.encode(choice, add_special_tokens=False):
+            matcher.accept(token)
+        assert matcher.is_complete(), choice
+    for seed in range(20):
+        tokens = drawn(compiler.start(grammar).result(), tokenizer, seed)
+        assert tokens is not None
+        assert text_of(tokens, tokenizer) in CHOICES
+
+
+def test_lark_and_gbnf_say_the_same(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    lark = compiler.start(Grammar("grammar", 'start: "thou " verb+\nverb: "art" | "wert"')).result()
+    gbnf = compiler.start(Grammar("grammar", 'root ::= "thou " verb+\nverb ::= "art" | "wert"')).result()
+    for token in tokenizer.encode("thou artwertart", add_special_tokens=False):
+        assert allowed(lark, tokenizer) == allowed(gbnf, tokenizer)
+        lark.accept(token)
+        gbnf.accept(token)
+    assert lark.is_complete()
+    assert gbnf.is_complete()
+
+
+def test_masks_allow_exactly_what_can_still_become_an_answer(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    parts = [("O", "But"), (" ", ", "), ("the", "thee", "then"), ("", " king", " kiné"), ("", "!")]
+    regex = "".join(f"({'|'.join(part)})" for part in parts)
+    language = {"".join(words).encode() for words in itertools.product(*parts)}
+    prefixes = {text[:length] for text in language for length in range(len(text) + 1)}
+    num_tokens = tokenizer.vocab_size + PADDING
+    for seed in range(20):
+        matcher = compiler.start(Grammar("regex", regex)).result()
+        rng, text = random.Random(seed), b""
+        while not matcher.is_finished():
+            texts = [tokenizer.token_bytes(token) for token in range(num_tokens)]
+            expected = {token for token, piece in enumerate(texts) if piece and text + piece in prefixes}
+            expected |= set(tokenizer.eos_token_ids) if text in language else set()
+            assert set(allowed(matcher, tokenizer)) == expected
+            assert matcher.is_complete() == (text in language)
+            token = rng.choice(sorted(expected - set(tokenizer.eos_token_ids)))
+            matcher.accept(token)
+            text += texts[token]
+        assert text in language
+        assert set(allowed(matcher, tokenizer)) == set(tokenizer.eos_token_ids)
+
+
+def test_looking_ahead_shows_the_masks_of_the_way_and_changes_nothing(
+    compiler: GrammarCompiler, tokenizer: Tokenizer
+) -> None:
+    grammar = Grammar("json_schema", json.dumps({"type": "array", "items": {"enum": [1, 23, "four"]}}))
+    rng, num_seen = random.Random(1), 0
+    for _ in range(5):
+        plain, looking = compiler.start(grammar).result(), compiler.start(grammar).result()
+        while not plain.is_finished():
+            drafts, expected = way_ahead(plain.copy(), tokenizer, rng)
+            refused = rng.choice(sorted(set(range(tokenizer.vocab_size)) - set(expected[-1])))
+            masks = looking.masks_ahead([*drafts, refused])
+            assert [np.flatnonzero(unpack(mask, tokenizer.vocab_size)).tolist() for mask in masks] == expected
+            num_seen += len(drafts)
+            token = rng.choice([t for t in allowed(plain, tokenizer) if t not in tokenizer.eos_token_ids])
+            plain.accept(token)
+            looking.accept(token)
+    assert num_seen > 20
+
+
+def way_ahead(matcher: Matcher, tokenizer: Tokenizer, rng: random.Random) -> tuple[list[int], list[list[int]]]:
+    """Some allowed tokens, and what is allowed before, between and after them."""
+    drafts, expected = [], [allowed(matcher, tokenizer)]
+    for _ in range(rng.randrange(5)):
+        drafts.append(rng.choice(allowed(matcher, tokenizer)))
+        matcher.accept(drafts[-1])
+        expected.append(allowed(matcher, tokenizer))
+    return drafts, expected
+
+
+def test_a_copy_and_its_original_leave_each_other_alone(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    original = compiler.start(Grammar("regex", "(yes|no)+")).result()
+    original.accept(tokenizer.encode("y")[0])
+    before = allowed(original, tokenizer)
+    for ask in (original.copy, original.scout, original.scout):
+        other = ask()
+        assert allowed(other, tokenizer) == before
+        other.accept(tokenizer.encode("e")[0])
+        assert allowed(original, tokenizer) == before != allowed(other, tokenizer)
+
+
+def test_a_limit_strikes_at_the_same_token_whatever_was_drafted(
+    compiler: GrammarCompiler, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tight = LLParserLimits(max_lexer_states=200, step_lexer_fuel=20_000, verbose_errors=False)
+    monkeypatch.setattr(grammar_source, "parser_limits", lambda: tight)
+    grammar = Grammar("regex", "(" + "|".join(f".*[ae].{{{n}}}" for n in range(1, 60)) + ")y")
+
+    def num_accepted(num_drafts: int, asks_for_masks: bool) -> int:
+        matcher, rng = compiler.start(grammar).result(), random.Random(num_drafts)
+        for count, token in enumerate(tokenizer.encode("era of the sea " * 20, add_special_tokens=False)):
+            try:
+                matcher.masks_ahead([rng.choice(allowed(matcher, tokenizer)) for _ in range(num_drafts)])
+                if asks_for_masks:
+                    matcher.mask()
+                matcher.accept(token)
+            except GrammarError:
+                return count
+        return MAX_TOKENS
+
+    counts = {num_accepted(drafts, asks) for drafts in (0, 1, 4) for asks in (True, False)}
+    assert len(counts) == 1
+    assert 0 < counts.pop() < MAX_TOKENS
+
+
+def test_what_no_token_of_the_vocabulary_can_begin_is_refused() -> None:
+    class Letters:
+        vocab_size = 2
+        eos_token_ids = (1,)
+
+        def token_bytes(self, id: int) -> bytes:
+            return b"a" if id == 0 else b""
+
+    compiler = GrammarCompiler(Letters(), 2)
+    try:
+        assert compiler.start(Grammar("regex", "a")).result().mask().tolist() == [1]
+        with pytest.raises(GrammarError, match="satisfied"):
+            compiler.start(Grammar("regex", "b")).result()
+    finally:
+        compiler.close()
+
+
+def test_a_matcher_that_has_been_waited_for_is_there(compiler: GrammarCompiler) -> None:
+    pending = compiler.start(Grammar("regex", "in time"))
+    pending.wait(60.0)
+    assert pending.done()
+    assert not pending.result().is_finished()
