@@ -1,15 +1,18 @@
-"""The command line: arguments to a ServerConfig, and the parser's own complaints to one line. Knows no setting."""
+"""Command lines: arguments to options, and the parser's own complaints to one line. Knows no setting."""
 
 import contextlib
 import io
 import itertools
 import re
 from collections.abc import Sequence
+from typing import TypeVar
 
 import tyro
 
 from server.config import ServerConfig
 from server.errors import CannotStart
+
+T = TypeVar("T")
 
 PROGRAM = "minigpt-serve"
 DESCRIPTION = """Serve checkpoints over an OpenAI-compatible HTTP API.
@@ -29,16 +32,15 @@ Examples:
 
 def parse_arguments(arguments: Sequence[str]) -> ServerConfig:
     """Raises CannotStart with a one-line message; prints the help and raises SystemExit for --help."""
+    return parse_options(tyro.conf.OmitArgPrefixes[ServerConfig], PROGRAM, DESCRIPTION, arguments)
+
+
+def parse_options(options: type[T], program: str, description: str, arguments: Sequence[str] | None) -> T:
+    """A dataclass from a command line (the process's own for None). Raises as `parse_arguments` does."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                ServerConfig,
-                prog=PROGRAM,
-                description=DESCRIPTION,
-                args=arguments,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
+            return tyro.cli(options, prog=program, description=description, args=arguments)
     except SystemExit as error:
         if error.code in (0, None):
             raise
@@ -50,4 +52,12 @@ def _one_line(text: str) -> str:
     lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()]
     without_title = itertools.dropwhile(lambda line: not line.startswith(("╭", "---")), lines)
     said = itertools.takewhile(lambda line: not line.startswith(("For full help", "Argument helptext")), without_title)
-    return " ".join(line for line in said if line.strip("─-") and line[0] not in "╭╰") or "bad arguments; see --help"
+    message = " ".join(line for line in said if line.strip("─-") and line[0] not in "╭╰")
+    return _as_flag(message) or "bad arguments; see --help"
+
+
+def _as_flag(message: str) -> str:
+    """What a group of settings says of itself ("Error parsing engine: max_running is 0; it must ..."), in the form that
+    all refusals have: the flag, the value, the limit."""
+    found = re.fullmatch(r"Error parsing [\w.{}]+: (\w+) is (.*?); it (must .*)", message)
+    return f"--{found[1].replace('_', '-')} {found[2]}: {found[3]}" if found else message

@@ -12,6 +12,7 @@ import tyro
 from server.admission import QueueLimits
 from server.api.settings import ApiSettings
 from server.engine.config import EngineConfig
+from server.engine.types import MAX_DRAFT_TOKENS, DraftMethod, Speculation
 from server.errors import CannotStart
 from server.logs import LogFormat
 
@@ -29,6 +30,28 @@ class ModelOptions:
     """A folder with config.json, model.safetensors and tokenizer.json, and what to call it (the folder's name).
     Repeat it to serve several.
     Without it, every checkpoint under checkpoints/ is served."""
+
+
+@dataclass(frozen=True)
+class SpeculationOptions:
+    """Guessing tokens ahead: faster, never different."""
+
+    draft: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="[NAME=]PATH")] = ()
+    """A small model that drafts for the model NAME, or for all with the same tokenizer. Repeat it for several.
+    Without it, a folder beside a model's whose name ends in -draft is taken if the tokenizer is the same; off takes
+    none."""
+
+    speculative: DraftMethod = "off"
+    """How requests that do not say draft: by the draft model, by looking up earlier tokens (ngram, suffix), by whatever
+    pays (auto), or not at all."""
+
+    speculative_tokens: int = Speculation.num_tokens
+    """Tokens drafted per step at most, by requests that do not say."""
+
+    def __post_init__(self) -> None:
+        count = self.speculative_tokens
+        limit = f"must be from 1 to {MAX_DRAFT_TOKENS}"
+        require(1 <= count <= MAX_DRAFT_TOKENS, "speculative_tokens", count, limit)
 
 
 @dataclass(frozen=True)
@@ -104,6 +127,7 @@ class ServerConfig:
     """All settings of one server."""
 
     models: ModelOptions = field(default_factory=ModelOptions)
+    speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
     http: HttpOptions = field(default_factory=HttpOptions)
     engine: EngineConfig = field(default_factory=EngineConfig)
     """How the engine runs."""
@@ -121,6 +145,7 @@ class ServerConfig:
             max_prompts=http.max_prompts,
             max_choices=http.max_choices,
             max_sequences=http.max_sequences,
+            speculation=Speculation(self.speculation.speculative, self.speculation.speculative_tokens),
         )
 
 

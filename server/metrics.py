@@ -9,12 +9,14 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from server.engine.types import StepStats
+from server.engine.types import MAX_DRAFT_TOKENS, DraftMethod, StepStats
 from server.families import Counter, Gauge, Histogram
 from server.records import Outcome, Rejection, RequestRecord, SequenceRecord, StepTimings
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-PHASES = ("schedule", "forward", "sample", "other")
+PHASES = ("schedule", "draft", "forward", "sample", "other")
+DRAFTERS: tuple[DraftMethod, ...] = ("draft", "ngram", "suffix")
+DRAFT_POSITIONS = tuple(map(str, range(1, MAX_DRAFT_TOKENS + 1)))
 BLOCK_STATES = ("free", "cached", "used")
 
 
@@ -92,13 +94,14 @@ class Metrics:
             self._running.set(0, model)
             self._waiting.set(0, model)
             self._kv_usage.set(0, model)
+            self._draft_failed.set(0, model)
             for state in BLOCK_STATES:
                 self._kv_blocks.set(0, model, state)
 
     def _count_step(self, model: str, stats: StepStats) -> None:
         self._step_seconds.observe(stats.duration_seconds, model)
         self._step_tokens.observe(stats.num_prompt_tokens + stats.num_generated_tokens, model)
-        named = (stats.schedule_seconds, stats.forward_seconds, stats.sample_seconds)
+        named = (stats.schedule_seconds, stats.draft_seconds, stats.forward_seconds, stats.sample_seconds)
         for phase, seconds in zip(PHASES, (*named, max(0.0, stats.duration_seconds - sum(named))), strict=True):
             self._phase_seconds.add(seconds, model, phase)
         self._prompt_tokens.add(stats.num_prompt_tokens, model)
@@ -106,11 +109,17 @@ class Metrics:
         self._prefix_queries.add(stats.num_prefix_query_tokens, model)
         self._prefix_hits.add(stats.num_prefix_hit_tokens, model)
         self._preemptions.add(stats.num_preemptions, model)
+        for counts in stats.drafts:
+            places = zip(DRAFT_POSITIONS, counts.num_drafted, counts.num_accepted, strict=True)
+            for position, drafted, accepted in places:
+                self._draft_tokens.add(drafted, model, counts.method, position)
+                self._accepted_tokens.add(accepted, model, counts.method, position)
 
     def _show_state(self, model: str, stats: StepStats) -> None:
         num_used = stats.num_blocks - stats.num_free_blocks - stats.num_cached_blocks
         self._running.set(stats.num_running, model)
         self._waiting.set(stats.num_waiting, model)
+        self._draft_failed.set(float(stats.has_draft_model_failed), model)
         self._kv_usage.set(num_used / stats.num_blocks if stats.num_blocks else 0.0, model)
         for state, count in zip(BLOCK_STATES, (stats.num_free_blocks, stats.num_cached_blocks, num_used), strict=True):
             self._kv_blocks.set(count, model, state)
@@ -153,6 +162,16 @@ class Metrics:
             "prompt_tokens", "Prompt tokens computed, recomputation after preemption included."
         )
         self._generated_tokens = self._counter("generated_tokens", "Tokens generated.")
+        by_place = {"method": DRAFTERS, "position": DRAFT_POSITIONS}
+        self._draft_tokens = self._counter(
+            "draft_tokens", "Tokens guessed ahead, by method and place behind the latest token.", by_place
+        )
+        self._accepted_tokens = self._counter(
+            "accepted_draft_tokens", "Guessed tokens that proved right, by method and place.", by_place
+        )
+        self._draft_failed = self._gauge(
+            "draft_model_failed", "1 once the draft model has failed and drafts no more, until the next engine start."
+        )
         self._step_seconds = self._histogram("step_duration_seconds", "Duration of engine steps.", TOKEN_SECONDS)
         self._step_tokens = self._histogram("step_tokens", "Prompt and output tokens per step.", TOKEN_COUNTS)
         self._phase_seconds = self._counter(

@@ -9,6 +9,8 @@ from server.protocol import ModelSource
 
 # What a checkpoint folder must hold: of each row, one. Large ones come in shards with an index.
 REQUIRED_FILES = (("config.json",), ("model.safetensors", "model.safetensors.index.json"), ("tokenizer.json",))
+# How the folder of a draft model ends that is found without being named.
+DRAFT_SUFFIX = "-draft"
 # What fits unquoted into a URL, a log line and a metric label.
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 
@@ -24,25 +26,38 @@ def resolve_models(arguments: Sequence[str], default_folder: Path) -> tuple[Mode
     return sources
 
 
+def checked_folder(option: str, argument: str, path: str) -> Path:
+    """The checkpoint folder that an argument of `option` names. Raises CannotStart if it is none."""
+    folder = Path(path).resolve()
+    require(folder.is_dir(), option, argument, "there is no such folder")
+    missing = _missing_files(folder)
+    require(not missing, option, argument, f"the folder has no {' and no '.join(missing)}")
+    return folder
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the folder holds all that a checkpoint must. One that a training run is writing just now does not."""
+    return not _missing_files(folder)
+
+
 def _parse(argument: str) -> ModelSource:
     name, equals, path = argument.partition("=")
     if not equals or Path(argument).is_dir():
         path = argument
         name = Path(argument).resolve().name
-    folder = Path(path).resolve()
-    require(folder.is_dir(), "model", argument, "there is no such folder")
-    missing = _missing_files(folder)
-    require(not missing, "model", argument, f"the folder has no {' and no '.join(missing)}")
+    folder = checked_folder("model", argument, path)
     require(bool(NAME_PATTERN.fullmatch(name)), "model", argument, f"the name must match {NAME_PATTERN.pattern}")
     return ModelSource(name, str(folder))
 
 
 def _all_checkpoints(folder: Path) -> tuple[ModelSource, ...]:
-    """Folders that lack a file are left out: a training run may be writing them just now."""
+    """Folders that are not complete are left out, and so are drafts, which serve beside others."""
     found = [
         ModelSource(candidate.name, str(candidate))
         for candidate in sorted(folder.glob("*"))
-        if NAME_PATTERN.fullmatch(candidate.name) and not _missing_files(candidate)
+        if NAME_PATTERN.fullmatch(candidate.name)
+        and is_complete(candidate)
+        and not candidate.name.endswith(DRAFT_SUFFIX)
     ]
     if not found:
         refuse("model", "(not given)", f"and there is no checkpoint in {folder}; name one, or train one first")

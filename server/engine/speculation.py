@@ -24,8 +24,8 @@ class Speculator(Protocol):
         """What became of the drafts."""
         ...
 
-    def measured(self, stats: StepStats) -> None:
-        """What the step cost."""
+    def measured(self, stats: StepStats) -> StepStats:
+        """What the step cost; returned with what became of its drafts."""
         ...
 
     def forget(self, sequence: Sequence) -> None:
@@ -45,8 +45,8 @@ class NoSpeculation:
     def verified(self, verifications: Iterable[Verification]) -> None:
         pass
 
-    def measured(self, stats: StepStats) -> None:
-        pass
+    def measured(self, stats: StepStats) -> StepStats:
+        return stats
 
     def forget(self, sequence: Sequence) -> None:
         pass

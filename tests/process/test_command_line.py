@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from server import generate
 from server.__main__ import main
 from server.command_line import parse_arguments
 from server.config import ServerConfig
@@ -21,6 +22,7 @@ from server.model_sources import resolve_models
 from server.protocol import ModelSource
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+SHIPPED = REPOSITORY / "checkpoints" / "shakespeare-char"
 
 
 def write_checkpoint(folder: Path, *, without: str = "") -> Path:
@@ -57,7 +59,9 @@ def test_every_flag_reaches_its_setting() -> None:
         ("--drain-seconds -1", "--drain-seconds.*must be from 0 to 3600|--drain-seconds"),
         ("--max-queue 0", "--max-queue 0: must be from 1 to 65536"),
         ("--max-body-bytes 0", "--max-body-bytes 0: must be from 1"),
-        ("--max-running 0", "max_running is 0; it must be between 1 and 4096"),
+        ("--max-running 0", "--max-running 0: must be between 1 and 4096"),
+        ("--max-step-tokens 8", r"--max-step-tokens 8: must be at least max_running \(64\)"),
+        ("--num-blocks 0", "--num-blocks 0: must be between 1 and 16777216"),
         ("--device tpu", "--device.*'auto', 'cpu', 'cuda'"),
         ("--colour red", "--colour"),
         ("--model", "--model"),
@@ -114,6 +118,57 @@ def test_refusals_are_one_line_on_every_terminal(encoding: str) -> None:
     )
     assert re.fullmatch(r"minigpt-serve: Error parsing --port: [^\n]*'eighty'\n", done.stderr)
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("x hi --max-tokens many", "--max-tokens.*'many'"),
+        ("x hi --colour red", "--colour"),
+        ("", "[Rr]equired"),
+        ("x hi --max-running 0", "--max-running 0: must be between 1 and 4096"),
+        ("x hi --stop=", "--stop '': must hold at least 1 character"),
+        ("/nowhere/at/all hi", "/nowhere/at/all: there is no such folder"),
+        ("/nowhere/at/all hi --max-tokens -1", "--max-tokens -1: must be at least 0"),
+    ],
+)
+def test_generate_refuses_in_one_line_too(arguments: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert generate.main(arguments.split()) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert re.fullmatch(rf"minigpt-generate: .*({message}).*\n", err), err
+
+
+def test_generate_explains_its_flags_and_shows_examples(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        generate.main(["--help"])
+    assert stopped.value.code == 0
+    out, _ = capfd.readouterr()
+    assert "--temperature" in out
+    assert 'minigpt-generate checkpoints/shakespeare-char "ROMEO:"' in out
+    assert "Raises" not in out
+
+
+def generated(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert generate.main([str(SHIPPED), "--seed", "1", *arguments]) == 0
+    return capfd.readouterr().out
+
+
+def test_generate_takes_an_empty_prompt_as_the_beginning_of_a_document(capfd: pytest.CaptureFixture[str]) -> None:
+    written_out = generated(capfd, "<|endoftext|>", "--max-tokens", "12")
+    assert generated(capfd, "", "--max-tokens", "12") == written_out.removeprefix("<|endoftext|>")
+
+
+def test_generate_refuses_more_tokens_than_the_context_holds_and_by_default_fills_it(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    prompt = "a" * 250  # one token each, of the context's 256
+    assert generate.main([str(SHIPPED), prompt, "--max-tokens", "7"]) == 2
+    message = "prompt has 250 tokens and max_tokens is 7, together 257; the model's context length is 256 tokens."
+    assert capfd.readouterr() == ("", f"minigpt-generate: {message}\n")
+    default = generated(capfd, prompt)
+    assert default == generated(capfd, prompt, "--max-tokens", "6")
+    assert len(default) > len(prompt) + 1
 
 
 def test_models_are_named_after_their_folder_or_as_asked(tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ LABELS = {
     "model": {"a", "b"},
     "outcome": {"stop", "length", "abort", "error"},
     "reason": {"queue_full", "unavailable", "draining"},
-    "phase": {"schedule", "forward", "sample", "other"},
+    "phase": {"schedule", "draft", "forward", "sample", "other"},
+    "method": {"draft", "ngram", "suffix"},
+    "position": set("12345678"),
     "state": {"free", "cached", "used"},
 }
 
