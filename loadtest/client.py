@@ -4,11 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import aiohttp
-import msgspec
 
 from loadtest.config import RequestOptions, ServerOptions
 from loadtest.payload import PATHS, BodyWriter, endpoint_url, headers
-from loadtest.record import Outcome, Record, RequestError
+from loadtest.record import Outcome, Record, RequestError, reason
 from loadtest.sse import SSEParser
 from loadtest.stream import StreamReading
 from loadtest.workload import Request
@@ -85,27 +84,6 @@ def open_session(server: ServerOptions) -> aiohttp.ClientSession:
     )
 
 
-async def first_model(session: aiohttp.ClientSession, base: str) -> str:
-    """The first name that /v1/models lists. Raises RequestError."""
-    try:
-        async with session.get(endpoint_url(base, "/v1/models")) as response:
-            if response.status != 200:
-                raise RequestError(f"http_{response.status}", "GET /v1/models; give --model")
-            return msgspec.json.decode(await response.read(), type=_ModelList).data[0].id
-    except (TimeoutError, aiohttp.ClientError, OSError) as problem:
-        raise RequestError("connect", str(problem) or type(problem).__name__) from problem
-    except (msgspec.DecodeError, IndexError) as problem:
-        raise RequestError("malformed", f"GET /v1/models: {problem}; give --model") from problem
-
-
-class _Model(msgspec.Struct):
-    id: str
-
-
-class _ModelList(msgspec.Struct):
-    data: list[_Model]
-
-
 async def _check_head(response: aiohttp.ClientResponse) -> None:
     if response.status != 200:
         text = (await response.content.read(ERROR_BYTES)).decode(errors="replace")
@@ -115,7 +93,7 @@ async def _check_head(response: aiohttp.ClientResponse) -> None:
 
 
 def _failure(problem: Exception, reading: StreamReading) -> _Ending:
-    detail = " ".join(f"{type(problem).__name__} {problem}".split())[:300]
+    detail = " ".join(f"{type(problem).__name__} {reason(problem)}".split())[:300]
     if isinstance(problem, TimeoutError):
         return _Ending("error", "timeout", detail)
     if reading.answered:

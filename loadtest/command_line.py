@@ -17,8 +17,8 @@ Closed loop, 8 workers, 200 requests:
   minigpt-loadtest --url http://127.0.0.1:8000 --concurrency 8 --num-requests 200
 
 Open loop, 20 requests a second for a minute, lengths drawn, with limits to keep:
-  minigpt-loadtest --rate 20 --duration-seconds 60 --prompt-length uniform:16:64 \\
-    --output-length lognormal:48:0.5:200 --goodput ttft:200 itl:20 e2e:5000
+  minigpt-loadtest --rate 20 --duration-seconds 60 --prompt-length uniform:4:16 \\
+    --output-length lognormal:32:0.5:96 --goodput ttft:200 itl:20 e2e:5000
 
 Latency against load, as a table, a JSON file and a plot:
   minigpt-loadtest --concurrency 1 8 32 --json sweep.json --plot sweep.png

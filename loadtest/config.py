@@ -12,6 +12,8 @@ from loadtest.refusal import refuse, require
 
 DEFAULT_CONCURRENCY = 8
 DEFAULT_NUM_REQUESTS = 100
+DEFAULT_PROMPT_LENGTH = 48
+DEFAULT_OUTPUT_LENGTH = 64
 MAX_CONCURRENCY = 10_000
 MAX_RATE = 100_000.0
 # Each run draws its requests from a slice of this many indexes, so that no two runs share a prompt.
@@ -46,11 +48,11 @@ class ServerOptions:
 class RequestOptions:
     """What is asked. Request number i is a pure function of --seed and i."""
 
-    prompt_length: str = "fixed:48"
+    prompt_length: str | None = None
     """fixed:N, uniform:LOW:HIGH, normal:MEAN:SD[:MAX] or lognormal:MEDIAN:SIGMA[:MAX]; in words, or in tokens with
-    --prompt-token-ids."""
-    output_length: str = "fixed:64"
-    """max_tokens of each request, in the same forms."""
+    --prompt-token-ids (default fixed:48, or less where the server tells that a model's context is short)."""
+    output_length: str | None = None
+    """max_tokens of each request, in the same forms (default fixed:64, or less likewise)."""
     prompts: Path | None = None
     """Take prompts from this file, one a line, in turn; --prompt-length is then unused."""
     prompt_token_ids: bool = False
@@ -75,8 +77,9 @@ class RequestOptions:
     """A JSON object merged into every request's body; a null removes a parameter."""
 
     def __post_init__(self) -> None:
-        parse_length("prompt_length", self.prompt_length)
-        parse_length("output_length", self.output_length)
+        for name, length in (("prompt_length", self.prompt_length), ("output_length", self.output_length)):
+            if length is not None:
+                parse_length(name, length)
         extra_fields("extra_body", self.extra_body)
         require(not self.prompt_token_ids or self.prompts is None, "prompts", self.prompts, "not with token ids")
         require(0 <= self.shared_prefix <= 1_000_000, "shared_prefix", self.shared_prefix, "must be 0 to 1000000")

@@ -6,13 +6,15 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Protocol
 
-from loadtest.client import Client, first_model, open_session
+from loadtest.client import Client, open_session
 from loadtest.config import MAX_REQUESTS, Config, ServerOptions
+from loadtest.fitting import fit
 from loadtest.goodput import parse_limits
 from loadtest.loops import Watcher, closed_loop, open_loop
 from loadtest.plan import Label, Step, plan
-from loadtest.record import Record
+from loadtest.record import Record, RequestError
 from loadtest.schedule import poisson_arrivals
+from loadtest.served import ServedModel, list_models
 from loadtest.statistics import Summary, summarize
 from loadtest.workload import PURPOSE_ARRIVALS, Workload
 
@@ -41,23 +43,49 @@ class Run:
     summary: Summary
 
 
-async def measure(config: Config, lines: Sequence[str], observer: Observer) -> AsyncIterator[Run]:
-    """Yield each run of the plan as it ends. Raises RequestError where a server does not tell its models."""
-    targets: dict[Label, ServerOptions] = {"A": await _resolved(config.server)}
+async def resolve(config: Config) -> Config:
+    """`config` with the models named and both lengths given. Raises RequestError where a server must tell its models
+    and does not."""
+    first = await _chosen_model(config.server)
+    models = [first]
     versus = config.versus
     if versus.versus is not None:
-        second = replace(config.server, url=versus.versus, model=versus.versus_model, api_key=versus.versus_api_key)
-        targets["B"] = await _resolved(second)
+        models.append(await _chosen_model(_second(config)))
+        versus = replace(versus, versus_model=models[1].id)
+    # Both get the same requests, so the shorter context decides.
+    context_length = min((model.max_model_len for model in models if model.max_model_len is not None), default=None)
+    requests = fit(config.requests, context_length)
+    return replace(config, server=replace(config.server, model=first.id), requests=requests, versus=versus)
+
+
+async def measure(config: Config, lines: Sequence[str], observer: Observer) -> AsyncIterator[Run]:
+    """Yield each run of the plan as it ends. `config` is resolved."""
+    targets: dict[Label, ServerOptions] = {"A": config.server}
+    if config.versus.versus is not None:
+        targets["B"] = _second(config)
     runner = _Runner(config, Workload(config.requests, lines), observer)
     for step in plan(config.load, config.versus):
         yield await runner.run(step, targets[step.label])
 
 
-async def _resolved(server: ServerOptions) -> ServerOptions:
-    if server.model is not None:
-        return server
+def _second(config: Config) -> ServerOptions:
+    versus = config.versus
+    assert versus.versus is not None
+    return replace(config.server, url=versus.versus, model=versus.versus_model, api_key=versus.versus_api_key)
+
+
+async def _chosen_model(server: ServerOptions) -> ServedModel:
+    """The model asked for, with what the server tells of it, if anything; else the first that it lists."""
     async with open_session(server) as session:
-        return replace(server, model=await first_model(session, server.url))
+        try:
+            models = await list_models(session, server.url)
+        except RequestError:
+            if server.model is None:
+                raise
+            models = []
+    if server.model is None:
+        return models[0]
+    return next((model for model in models if model.id == server.model), ServedModel(server.model))
 
 
 class _Runner:

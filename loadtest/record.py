@@ -6,6 +6,11 @@ from typing import Literal
 Outcome = Literal["ok", "error", "disconnected"]
 
 
+def reason(problem: Exception) -> str:
+    """What went wrong, in words; without what the HTTP library says of encryption when there is none."""
+    return str(problem).replace(" ssl:default ", " ") or type(problem).__name__
+
+
 class RequestError(Exception):
     """A request that failed: `kind` is what it is counted under, `detail` one line for a person.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loadtest.config import RequestOptions
+from loadtest.config import DEFAULT_OUTPUT_LENGTH, DEFAULT_PROMPT_LENGTH, RequestOptions
 from loadtest.lengths import parse_length
 
 Prompt = str | list[int]
@@ -41,8 +41,9 @@ class Workload:
         self._options = options
         self._lines = lines
         self._words = VOCABULARY.split()
-        self._prompt_length = parse_length("prompt_length", options.prompt_length)
-        self._output_length = parse_length("output_length", options.output_length)
+        prompt, output = options.prompt_length, options.output_length
+        self._prompt_length = parse_length("prompt_length", prompt or f"fixed:{DEFAULT_PROMPT_LENGTH}")
+        self._output_length = parse_length("output_length", output or f"fixed:{DEFAULT_OUTPUT_LENGTH}")
         prefix_rng = np.random.default_rng([options.seed, PURPOSE_PREFIX])
         self._prefix = self._prompt(prefix_rng, options.shared_prefix)
 

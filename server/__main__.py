@@ -11,6 +11,7 @@ from pathlib import Path
 
 from server.command_line import PROGRAM, parse_arguments
 from server.config import ServerConfig, refuse
+from server.draft_sources import assign_drafts, check_default
 from server.errors import CannotStart, EngineGivenUp
 from server.logs import Event, configure_logging
 from server.model_sources import resolve_models
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(config: ServerConfig, environment_key: str | None, started_at: float) -> int:
-    sources = resolve_models(config.models.model, DEFAULT_CHECKPOINTS)
+    sources = assign_drafts(resolve_models(config.models.model, DEFAULT_CHECKPOINTS), config.speculation.draft)
+    check_default(config.speculation.speculative, sources)
     api_keys = config.http.api_key or ((environment_key,) if environment_key else ())
     configure_logging(config.log.log_level, config.log.log_format)
     listener = _listen(config.http.host, config.http.port)

@@ -12,6 +12,7 @@ import uvloop
 
 from model.tokenizer import Tokenizer
 from server.api.app import create_app
+from server.api.instruments import Instruments
 from server.api.served_model import ServedModel, load_served_model
 from server.config import ServerConfig
 from server.engine_client import EngineClient
@@ -20,6 +21,7 @@ from server.lifetime import Lifetime, build_http_server
 from server.metrics import Metrics
 from server.protocol import Configure, ModelSource
 from server.supervisor import EngineChild, RestartPolicy, Supervisor, start_children
+from server.timeline import Timeline
 
 
 def serve(
@@ -33,14 +35,16 @@ def serve(
     """Serve until told to stop; returns the exit code. Raises CannotStart or EngineGivenUp."""
     names = [source.name for source in configure.models]
     metrics = Metrics(names)
-    client = EngineClient(names, config.queue_limits(), [metrics])
+    timeline = Timeline(names)
+    client = EngineClient(names, config.queue_limits(), [metrics, timeline])
+    instruments = Instruments(metrics.render, timeline, config.queue_limits(), config.engine)
     models = [_served_model(source) for source in configure.models]
     try:
         settings = config.api_settings(api_keys)
     except ValueError as error:
         raise CannotStart(str(error)) from error
     try:
-        app = create_app(client, models, settings, metrics.render)
+        app = create_app(client, models, settings, instruments)
     except ValueError as error:
         raise CannotStart(f"--model {','.join(names)}: {error}") from error
     http = build_http_server(app, config.log.access_log)

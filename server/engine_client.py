@@ -4,20 +4,27 @@ It is told when an engine is there and how to send to it; it knows no processes,
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from server.admission import Admission, QueueLimits
+from server.engine.inspection import Inspection
 from server.engine.types import EngineInfo, SequenceOutput, SequenceRequest
-from server.errors import Draining, EngineUnavailable, QueueFull
+from server.errors import Draining, EngineUnavailable, FrameTooLarge, QueueFull
 from server.generation import Generation, OpenSequence
-from server.protocol import Addition, Commands, Refused, StepReport
+from server.inspections import OpenInspections
+from server.logs import Event
+from server.origins import Origin, Origins
+from server.protocol import Addition, Commands, Inspect, Inspected, Refused, StepReport
 from server.records import Listener, Outcome, Rejection
 from server.timing import StepTimer, request_record, sequence_record
 
 # A message must stay far below the largest frame: at five bytes a token this is a tenth of it.
 MAX_TOKENS_PER_MESSAGE = 1_000_000
+
+logger = logging.getLogger(__name__)
 
 
 class EngineClient:
@@ -35,7 +42,9 @@ class EngineClient:
         self._listeners = tuple(listeners)
         self._clock = clock
         self._infos: dict[str, EngineInfo] = {}
-        self._send: Callable[[Commands], None] | None = None
+        self._send: Callable[[Commands | Inspect], None] | None = None
+        self._inspections = OpenInspections()
+        self._origins = Origins()
         self._draining = False
         self._sequences: dict[int, OpenSequence] = {}
         self._generations: set[Generation] = set()
@@ -54,25 +63,56 @@ class EngineClient:
     def is_ready(self) -> bool:
         return self._send is not None and not self._draining
 
-    def open(self, model: str, sequences: Sequence[SequenceRequest]) -> Generation:
+    def check_admission(self, model: str, num_sequences: int) -> None:
+        """Raise now, and count it as a rejection, if `open` would refuse so many sequences. Nothing is admitted."""
+        number = self._names.index(model)
+        if self._draining:
+            self._report_rejection(number, "draining")
+            raise Draining("the server is shutting down")
+        if self._send is None:
+            self._report_rejection(number, "unavailable")
+            raise EngineUnavailable("the engine is " + ("restarting" if self._infos else "still loading"))
+        try:
+            self._admissions[number].check(num_sequences)
+        except QueueFull:
+            self._report_rejection(number, "queue_full")
+            raise
+
+    def open(self, model: str, sequences: Sequence[SequenceRequest], answer_id: str = "") -> Generation:
         """Admit at least one sequence, with ids 0..len-1, for a served model.
 
-        Raises QueueFull, EngineUnavailable, Draining, or BadRequest for more sequences than could ever be admitted.
+        `answer_id` is what the client's answer is called. Raises QueueFull, EngineUnavailable, Draining, or BadRequest
+        for more sequences than could ever be admitted.
         """
         assert sequences
         assert [sequence.id for sequence in sequences] == list(range(len(sequences)))
+        self.check_admission(model, len(sequences))
         number = self._names.index(model)
-        self._admit(number, len(sequences))
+        self._admissions[number].enter(len(sequences))
         generation = Generation(self._end_early, self._forget, self._clock())
         self._generations.add(generation)
         self._idle.clear()
         for request in sequences:
-            self._enter(number, generation, request)
+            wire_id = self._enter(number, generation, request)
+            self._origins.note(wire_id, Origin(answer_id, request.id, request.cache_salt))
         for listener in self._listeners:
             listener.on_started(model, len(sequences))
         return generation
 
-    def connect(self, infos: Sequence[EngineInfo], send: Callable[[Commands], None]) -> None:
+    async def inspect(self, model: str, salt_prefix: str, limit: int) -> Inspection:
+        """Who holds which block of a served model.
+
+        Raises EngineUnavailable when there is no engine or no answer, QueueFull when too many ask.
+        """
+        if self._send is None:
+            raise EngineUnavailable("the engine is " + ("restarting" if self._infos else "still loading"))
+        return await self._inspections.ask(Inspect(0, self._names.index(model), salt_prefix, limit), self._send)
+
+    def find_origin(self, id_: int) -> Origin | None:
+        """Which answer one of the engine's sequences is part of; None for its own, and for those long gone."""
+        return self._origins.find(id_)
+
+    def connect(self, infos: Sequence[EngineInfo], send: Callable[[Commands | Inspect], None]) -> None:
         """An engine is there, with nothing to do."""
         self._infos = dict(zip(self._names, infos, strict=True))
         self._send = send
@@ -85,18 +125,21 @@ class EngineClient:
         self._send = None
         self._additions.clear()
         self._aborts.clear()
+        self._inspections.fail(reason)
         for sequence in list(self._sequences.values()):
             sequence.generation.fail(reason)
             self._finish(sequence, "error")
         for listener in self._listeners:
             listener.on_engine_lost()
 
-    def receive(self, message: StepReport | Refused) -> None:
+    def receive(self, message: StepReport | Refused | Inspected) -> None:
         """Route what the engine says."""
         match message:
             case Refused(ids):
                 for wire_id in ids:
-                    self._take(SequenceOutput(wire_id, finish_reason="error"), StepTimer(self._clock()))
+                    self._refuse(wire_id)
+            case Inspected():
+                self._inspections.answer(message)
             case StepReport(model, step):
                 timer = StepTimer(self._clock())
                 for output in step.outputs:
@@ -122,24 +165,11 @@ class EngineClient:
         """Generations not closed yet."""
         return len(self._generations)
 
-    def _admit(self, number: int, num_sequences: int) -> None:
-        if self._draining:
-            self._report_rejection(number, "draining")
-            raise Draining("the server is shutting down")
-        if self._send is None:
-            self._report_rejection(number, "unavailable")
-            raise EngineUnavailable("the engine is " + ("restarting" if self._infos else "still loading"))
-        try:
-            self._admissions[number].enter(num_sequences)
-        except QueueFull:
-            self._report_rejection(number, "queue_full")
-            raise
-
     def _report_rejection(self, number: int, reason: Rejection) -> None:
         for listener in self._listeners:
             listener.on_rejected(self._names[number], reason)
 
-    def _enter(self, number: int, generation: Generation, request: SequenceRequest) -> None:
+    def _enter(self, number: int, generation: Generation, request: SequenceRequest) -> int:
         wire_id = self._next_id
         self._next_id += 1
         sequence = OpenSequence(
@@ -149,6 +179,7 @@ class EngineClient:
         self._sequences[wire_id] = sequence
         self._additions.append(Addition(number, replace(request, id=wire_id)))
         self._flush_soon()
+        return wire_id
 
     def _take(self, output: SequenceOutput, timer: StepTimer) -> None:
         """Pass one sequence's output on to its reader."""
@@ -160,9 +191,13 @@ class EngineClient:
             self._admissions[sequence.model].schedule()
         if output.tokens:
             timer.note_tokens(sequence, len(output.tokens))
-        sequence.generation.deliver(_renumbered(output, sequence.index))
+        sequence.generation.deliver(replace(output, id=sequence.index))
         if output.finish_reason is not None:
             self._finish(sequence, output.finish_reason)
+
+    def _refuse(self, wire_id: int) -> None:
+        """End a sequence that the engine cannot take."""
+        self._take(SequenceOutput(wire_id, finish_reason="error"), StepTimer(self._clock()))
 
     def _end_early(self, sequence: OpenSequence, outcome: Outcome) -> None:
         """The reader ends a sequence: it is accounted for at once, and the engine told with the next message."""
@@ -206,22 +241,26 @@ class EngineClient:
         for addition in additions:
             num_tokens += len(addition.sequence.prompt)
             if batch and num_tokens > MAX_TOKENS_PER_MESSAGE:
-                self._send(Commands(add=tuple(batch)))
+                self._send_split(batch, ())
                 batch, num_tokens = [], len(addition.sequence.prompt)
             batch.append(addition)
         if batch or aborts:
-            self._send(Commands(add=tuple(batch), abort=aborts))
+            self._send_split(batch, aborts)
 
-
-def _renumbered(output: SequenceOutput, index: int) -> SequenceOutput:
-    """As dataclasses.replace, at a quarter of its cost: this runs for every sequence in every step."""
-    return SequenceOutput(
-        index,
-        output.tokens,
-        output.logprobs,
-        output.prompt_logprobs,
-        output.finish_reason,
-        output.stop_token,
-        output.num_cached_tokens,
-        output.scheduled_at,
-    )
+    def _send_split(self, additions: Sequence[Addition], aborts: tuple[int, ...]) -> None:
+        """Send in as many messages as it takes. Prompts are not all that is long: whoever does not fit ends, alone."""
+        if self._send is None:  # lost while an earlier message was being sent
+            return
+        try:
+            self._send(Commands(tuple(additions), aborts))
+        except FrameTooLarge:
+            if len(additions) > 1:
+                middle = len(additions) // 2
+                self._send_split(additions[:middle], ())
+                self._send_split(additions[middle:], aborts)
+                return
+            for addition in additions:
+                logger.error(Event("sequence_too_large", id=addition.sequence.id))
+                self._refuse(addition.sequence.id)
+            if additions and aborts:
+                self._send_split((), aborts)

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn, Protocol
 
+from server.engine.inspection import Inspection
 from server.engine.types import EngineInfo, SequenceRequest, StepOutput
 from server.errors import CannotStart, Disconnected
 from server.framing import MAX_FRAME_BYTES, FrameReader
@@ -24,6 +25,8 @@ from server.protocol import (
     Configure,
     Fatal,
     FromEngine,
+    Inspect,
+    Inspected,
     Ready,
     Refused,
     StepReport,
@@ -58,6 +61,8 @@ class Core(Protocol):
     def has_work(self) -> bool: ...
 
     def step(self) -> StepOutput: ...
+
+    def inspect(self, salt_prefix: str, limit: int) -> Inspection: ...
 
 
 Load = Callable[[Configure], Sequence[Core]]
@@ -212,6 +217,10 @@ def _next_with_work(cores: Sequence[Core], turn: int) -> int | None:
 
 
 def _obey(message: ToEngine, cores: Sequence[Core], link: Link) -> None:
+    if isinstance(message, Inspect):
+        inspection = cores[message.model].inspect(message.salt_prefix, message.limit)
+        link.send(Inspected(message.ticket, inspection))
+        return
     assert isinstance(message, Commands)
     refused = []
     for addition in message.add:

@@ -29,7 +29,8 @@ def load_cores(configure: Configure) -> list[EngineCore]:
     cores = []
     for model in configure.models:
         try:
-            cores.append(load_engine(Path(model.path), configure.engine))
+            draft = None if model.draft is None else Path(model.draft)
+            cores.append(load_engine(Path(model.path), configure.engine, draft))
         except (OSError, ValueError, InexactBackendError) as error:
             raise CannotStart(f"--model {model.name}={model.path}: {error}") from error
     return cores

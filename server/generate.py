@@ -11,14 +11,18 @@ import tyro
 
 from model.tokenizer import Tokenizer
 from server.api.detokenizer import IncrementalText
+from server.api.prompts import TokenizedPrompt, fit_max_tokens
 from server.api.stop_strings import StopScanner, StopStrings
+from server.command_line import parse_options
 from server.engine.config import EngineConfig
 from server.engine.core import EngineCore
 from server.engine.load import load_engine
 from server.engine.params import SamplingParams
-from server.engine.types import SequenceRequest
+from server.engine.types import DraftMethod, SequenceRequest, Speculation
+from server.errors import BadRequest, CannotStart
 
 PROGRAM = "minigpt-generate"
+DEFAULT_TOKENS = 200
 DESCRIPTION = """Continue a prompt with a checkpoint, on this machine and without a server.
 
 The same seed and settings give the same text, here and from the server. The seed is printed to the error output when
@@ -39,9 +43,9 @@ class GenerateOptions:
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """Folder with config.json, model.safetensors and tokenizer.json."""
     prompt: Annotated[str, tyro.conf.Positional]
-    """The text to continue; - reads it from standard input."""
-    max_tokens: int = 200
-    """Most tokens to generate."""
+    """The text to continue; - reads it from standard input. An empty one is the beginning of a document."""
+    max_tokens: int | None = None
+    """Most tokens to generate: 200 when not given, or less where the context ends."""
     temperature: float = 0.8
     """0 always takes the likeliest token; 1 draws from the model's distribution; more is wilder."""
     top_k: int = 0
@@ -56,16 +60,29 @@ class GenerateOptions:
     """Text that ends the answer and is not shown; repeat it for several."""
     seed: int | None = None
     """Repeats an answer; drawn at random when not given."""
+    draft: Path | None = None
+    """Folder of a small model that guesses tokens ahead: faster, never different."""
+    speculative: DraftMethod = "off"
+    """What guesses ahead: the --draft, earlier tokens (ngram, suffix), whatever pays (auto), or nothing."""
     engine: Annotated[EngineConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=EngineConfig)
+    """How the engine runs."""
 
     def __post_init__(self) -> None:
         if not all(self.stop):
             raise ValueError("stop is ''; it must hold at least 1 character")
+        if self.max_tokens is not None and self.max_tokens < 0:
+            raise ValueError(f"max_tokens is {self.max_tokens}; it must be at least 0")
+        if self.speculative == "draft" and self.draft is None:
+            raise ValueError("speculative is draft; it must come with --draft")
 
-    def sampling(self, prompt_length: int, context_length: int) -> SamplingParams:
-        """The parameters for the engine, as many tokens as still fit. Raises ParameterError."""
+    def sampling(self, prompt: Sequence[int], context_length: int) -> SamplingParams:
+        """The parameters for the engine. Raises BadRequest, as the server does, for what the context cannot hold."""
+        wanted = self.max_tokens
+        if wanted is None:
+            wanted = max(1, min(DEFAULT_TOKENS, context_length - len(prompt)))
+        tokenized = TokenizedPrompt(tuple(prompt), None, "prompt")
         return SamplingParams(
-            max_tokens=max(0, min(self.max_tokens, context_length - prompt_length)),
+            max_tokens=fit_max_tokens(tokenized, wanted, is_chat=False, context_length=context_length),
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
@@ -78,9 +95,9 @@ class GenerateOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the continuation as it is generated; returns the exit code."""
     try:
-        options = tyro.cli(GenerateOptions, prog=PROGRAM, description=DESCRIPTION, args=argv)
+        options = parse_options(GenerateOptions, PROGRAM, DESCRIPTION, argv)
         _generate(options, sys.stdin.read() if options.prompt == "-" else options.prompt)
-    except (ValueError, OSError) as error:
+    except (BadRequest, CannotStart, ValueError, OSError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -89,17 +106,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _generate(options: GenerateOptions, prompt: str) -> None:
+    for folder in (options.checkpoint, options.draft):
+        if folder is not None and not folder.is_dir():
+            raise CannotStart(f"{folder}: there is no such folder")
     tokenizer = Tokenizer.load(options.checkpoint)
-    engine = load_engine(options.checkpoint, options.engine)
-    tokens = tuple(tokenizer.encode(prompt))
-    params = options.sampling(len(tokens), engine.info.context_length)
+    tokens = _tokens_of(prompt, tokenizer)
+    engine = load_engine(options.checkpoint, options.engine, options.draft)
+    params = options.sampling(tokens, engine.info.context_length)
     if options.seed is None:
         print(f"seed {params.seed}", file=sys.stderr)
-    engine.add(SequenceRequest(0, tokens, params))
+    method = "draft" if options.draft is not None and options.speculative == "off" else options.speculative
+    engine.add(SequenceRequest(0, tokens, params, speculation=Speculation(method)))
     print(prompt, end="", flush=True)
     for piece in _pieces(engine, tokenizer, StopStrings(options.stop)):
         print(piece, end="", flush=True)
     print()
+
+
+def _tokens_of(prompt: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """At least one: an empty text is the beginning of a document, if the model has a token for that."""
+    bos = tokenizer.bos_token_id
+    tokens = tuple(tokenizer.encode(prompt)) or (() if bos is None else (bos,))
+    if not tokens:
+        raise ValueError("prompt is empty; it must have at least one token")
+    return tokens
 
 
 def _pieces(engine: EngineCore, tokenizer: Tokenizer, stops: StopStrings) -> Iterator[str]:

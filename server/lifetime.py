@@ -20,8 +20,9 @@ from server.supervisor import Supervisor
 
 EXIT_OK = 0
 EXIT_CUT_SHORT = 1
-# Once every request has ended, how long their last bytes may take to leave.
+# Once every request has ended, how long their last bytes may take to leave; and how long when there is hurry.
 FLUSH_SECONDS = 5
+HURRIED_FLUSH_SECONDS = 1
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class HttpServer(uvicorn.Server):
 
 def build_http_server(app: ASGIApp, access_log: bool) -> HttpServer:
     """An HTTP server for a socket that is listening already."""
+    logging.getLogger("uvicorn.error").addFilter(is_no_cancellation)
     return HttpServer(
         uvicorn.Config(
             app,
@@ -51,6 +53,11 @@ def build_http_server(app: ASGIApp, access_log: bool) -> HttpServer:
             timeout_graceful_shutdown=FLUSH_SECONDS,
         )
     )
+
+
+def is_no_cancellation(record: logging.LogRecord) -> bool:
+    """False for the traceback that Uvicorn logs, as an application's error, of a request that is cut on purpose."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 class Lifetime:
@@ -95,14 +102,20 @@ class Lifetime:
         return EXIT_CUT_SHORT if self._hurried.is_set() else EXIT_OK
 
     def _on_signal(self, name: str) -> None:
-        if self._signalled.is_set():
+        if self._hurried.is_set():
+            self._force_exit()
+        elif self._signalled.is_set():
             logger.warning(Event("stopping_now", signal=name))
             self._hurried.set()
-            self._http.force_exit = True
+            # Not at once: streams that are cut still get to say so.
+            asyncio.get_running_loop().call_later(HURRIED_FLUSH_SECONDS, self._force_exit)
         else:
             open_requests = self._client.num_open_requests
             logger.info(Event("draining", signal=name, open_requests=open_requests, limit_seconds=self._drain_seconds))
             self._signalled.set()
+
+    def _force_exit(self) -> None:
+        self._http.force_exit = True
 
     async def _announce(self, url: str) -> None:
         """Log the line people and scripts wait for, once."""

@@ -1,23 +1,25 @@
 """What the HTTP process and the engine process say to each other, as tagged msgpack structs.
 
-To the engine: Configure once, then Commands. From it: Ready or Fatal once, then a StepReport per step and the rare
-Refused. Closing the connection is the only way to say goodbye, and both sides take it as that. Models are numbered in
-the order Configure lists them. Knows no sockets.
+To the engine: Configure once, then Commands, and now and then Inspect. From it: Ready or Fatal once, then a StepReport
+per step, the rare Refused, and an Inspected for each Inspect. Closing the connection is the only way to say goodbye,
+and both sides take it as that. Models are numbered in the order Configure lists them. Knows no sockets.
 """
 
 import msgspec
 
 from server.engine.config import EngineConfig
+from server.engine.inspection import Inspection
 from server.engine.types import EngineInfo, SequenceRequest, StepOutput
 from server.framing import frame
 from server.logs import LogFormat
 
 
 class ModelSource(msgspec.Struct, frozen=True):
-    """A model to serve: its public name and its checkpoint folder."""
+    """A model to serve: its public name, its checkpoint folder, and that of the model that drafts for it."""
 
     name: str
     path: str
+    draft: str | None = None
 
 
 class Configure(msgspec.Struct, frozen=True, tag="configure"):
@@ -41,6 +43,15 @@ class Commands(msgspec.Struct, frozen=True, tag="commands"):
 
     add: tuple[Addition, ...] = ()
     abort: tuple[int, ...] = ()
+
+
+class Inspect(msgspec.Struct, frozen=True, tag="inspect"):
+    """A question about one model's blocks, answered between two steps. The answer has the same ticket."""
+
+    ticket: int
+    model: int
+    salt_prefix: str  # what is told of whom, see `inspection.inspect`
+    limit: int
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -68,8 +79,15 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     ids: tuple[int, ...]
 
 
-ToEngine = Configure | Commands
-FromEngine = Ready | Fatal | StepReport | Refused
+class Inspected(msgspec.Struct, frozen=True, tag="inspected"):
+    """The answer to one Inspect."""
+
+    ticket: int
+    inspection: Inspection
+
+
+ToEngine = Configure | Commands | Inspect
+FromEngine = Ready | Fatal | StepReport | Refused | Inspected
 
 # Encoders and decoders are immutable tables built from the types above; building one per message would cost more than
 # the message.

@@ -49,7 +49,9 @@ def run(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     if arguments[:1] == ["report"]:
         report(tyro.cli(ReportOptions, prog="minigpt-train report", args=arguments[1:]), sys.stdout)
         return 0
-    config = tyro.extras.overridable_config_cli(presets(), prog="minigpt-train", description=DESCRIPTION, args=arguments)
+    config = tyro.extras.overridable_config_cli(
+        presets(), prog="minigpt-train", description=DESCRIPTION, args=arguments
+    )
     return train_with_signals(config, environment)
 
 

@@ -1,19 +1,25 @@
 """From a checked request to the engine's sequences: parameters, limits, seeds. It knows no response shape."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
+from server.api.beams import read_beams, searching
 from server.api.choice import Choice, ChoiceOptions
-from server.api.parameters import check_choices, resolve
+from server.api.guidance import guidance_in_force, read_guidance
+from server.api.parameters import InForce, check_choices, resolve
 from server.api.prompts import TokenizedPrompt, fit_max_tokens
 from server.api.run import Admitted
 from server.api.schemas import CompletionRequest
 from server.api.schemas_chat import ChatRequest
 from server.api.served_model import ServedModel
 from server.api.service import Service
+from server.api.speculative import read_speculation
 from server.api.stop_strings import StopStrings
+from server.api.structured import StructuredFields, grammar_refused, read_grammar
+from server.api.trace import check_trace_size, read_trace
 from server.engine.params import SamplingParams
-from server.engine.types import SequenceRequest
+from server.engine.types import SequenceRequest, Speculation
 from server.errors import BadRequest
 
 # Log-probabilities in one answer, over all its tokens, choices and alternatives: some ten megabytes of JSON.
@@ -39,23 +45,58 @@ def prepare(
     """The request's sequences, n for each prompt. Raises BadRequest, or EngineUnavailable for a model never loaded."""
     info = service.engine_info(model)
     n = check_choices(asked, len(prompts), service.settings)
-    resolved = resolve(asked, model.defaults, info, service.random_bits())
+    resolved = resolve(asked, model.defaults, info, service.random_bits(), model.tokenizer)
+    speculation = read_speculation(asked.speculative, service.settings.speculation, info)
+    grammar = read_grammar(asked)
     is_chat = isinstance(asked, ChatRequest)
+    rules = read_beams(asked, n)
+    if rules is not None:
+        resolved, speculation = searching(resolved, rules, asked), Speculation()
     limits = [fit_max_tokens(prompt, resolved.max_tokens, is_chat, info.context_length) for prompt in prompts]
+    guided = read_guidance(service, model, asked, prompts)
+    if guided is not None:
+        fitting = [fit_max_tokens(one.prompt, resolved.max_tokens, is_chat, info.context_length) for one in guided]
+        limits = [min(pair) for pair in zip(limits, fitting, strict=True)]
     _check_num_candidates(resolved.params, n, prompts, limits)
+    trace = read_trace(asked.trace, info, has_beams=rules is not None)
     sequences = [
         SequenceRequest(
             id=index,
             prompt=prompts[index // n].tokens,
             params=resolved.for_choice(index, limits[index // n]),
-            cache_salt=_cache_salt(tenant, asked.cache_salt),
+            cache_salt=cache_salt(tenant, asked.cache_salt),
+            speculation=speculation,
+            grammar=grammar,
+            guidance=None if guided is None else guided[index // n].guidance,
+            beams=None if rules is None else replace(rules, rank=index % n),
+            num_forked=prompts[index // n].num_forked,
+            trace=trace,
         )
         for index in range(n * len(prompts))
     ]
-    options = ChoiceOptions(StopStrings(asked.stop), bool(asked.include_stop_str_in_output), resolved.params.min_tokens)
+    check_trace_size(info, sequences)
+    options = ChoiceOptions(
+        StopStrings(asked.stop),
+        bool(asked.include_stop_str_in_output),
+        resolved.params.min_tokens,
+        partial(grammar_refused, asked),
+    )
     seeds = [sequence.params.seed for sequence in sequences]
     choices = [Choice(model.tokenizer, options) for _ in sequences]
-    return Prepared(Admitted(prompts, n, seeds, resolved.in_force), sequences, choices)
+    in_force = {
+        **resolved.told(limits),
+        **guidance_in_force(asked, guided),
+        **_structured_in_force(asked),
+        "speculative": InForce(vars(speculation), "server" if asked.speculative is None else "request"),
+    }
+    speculates = speculation.method != "off"
+    return Prepared(Admitted(prompts, n, seeds, in_force, speculates), sequences, choices)
+
+
+def _structured_in_force(asked: StructuredFields) -> dict[str, InForce]:
+    """What was asked of the answer's form, as it was sent."""
+    given = {name: getattr(asked, name) for name in StructuredFields.model_fields}
+    return {name: InForce(value, "request") for name, value in given.items() if value is not None}
 
 
 def _check_num_candidates(
@@ -72,6 +113,6 @@ def _check_num_candidates(
         raise BadRequest(message, name, "invalid_value")
 
 
-def _cache_salt(tenant: str, asked: str | None) -> str:
+def cache_salt(tenant: str, asked: str | None) -> str:
     """Requests share cached prefixes when both their key and their own salt agree."""
     return f"{tenant}|{asked or ''}" if tenant or asked else ""

@@ -8,6 +8,8 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
+from server.api.shape_trace_answers import TraceEntry
+
 Finish = Literal["stop", "length"] | None
 StopReason = int | str | UnsetType | None  # the stop token or stop string; sent with the finish reason
 
@@ -16,15 +18,25 @@ class CachedTokens(Struct):
     cached_tokens: int
 
 
+class DraftedTokens(Struct):
+    """OpenAI's names for drafts, and how much they saved. The last is by the draft's place, the next token's first."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+    tokens_per_target_step: float
+    acceptance_by_position: list[float]
+
+
 class Usage(Struct):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens
+    completion_tokens_details: DraftedTokens | UnsetType = UNSET
 
 
 class Parameter(Struct):
-    """A parameter in force: its value, and whether request, model, server or chance chose it."""
+    """A parameter in force: its value, and whether request, preset, model, server or chance chose it."""
 
     value: object
     source: str
@@ -70,10 +82,12 @@ class CompletionChoice(Struct):
     logprobs: CompletionLogprobs | None
     finish_reason: Finish
     stop_reason: StopReason = UNSET
+    beam_score: float | UnsetType = UNSET
     seed: int | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: tuple[int, ...] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    trace: list[TraceEntry] | UnsetType = UNSET
 
 
 class ChatMessage(Struct):
@@ -88,10 +102,12 @@ class ChatChoice(Struct):
     logprobs: ChatLogprobs | None
     finish_reason: Finish
     stop_reason: StopReason = UNSET
+    beam_score: float | UnsetType = UNSET
     seed: int | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: tuple[int, ...] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    trace: list[TraceEntry] | UnsetType = UNSET
 
 
 class ChatDelta(Struct):
@@ -105,10 +121,12 @@ class ChatChunkChoice(Struct):
     logprobs: ChatLogprobs | None
     finish_reason: Finish
     stop_reason: StopReason = UNSET
+    beam_score: float | UnsetType = UNSET
     seed: int | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: tuple[int, ...] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    trace: list[TraceEntry] | UnsetType = UNSET
 
 
 Choices = Sequence[CompletionChoice | ChatChoice | ChatChunkChoice]
@@ -124,4 +142,4 @@ class Answer(Struct):
     choices: Choices
     usage: Usage | UnsetType | None
     system_fingerprint: str
-    parameters: dict[str, Parameter] | UnsetType = UNSET
+    resolved_parameters: dict[str, Parameter] | UnsetType = UNSET

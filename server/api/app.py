@@ -9,14 +9,20 @@ from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.errors import ServerErrorMiddleware
 
 from server.api.auth import BearerAuth
+from server.api.body_bounds import BodyBounds
 from server.api.chat import chat_router
 from server.api.chat_template import ChatTemplate
+from server.api.compare import compare_router
+from server.api.compare_request import CompareRequest
 from server.api.completions import completions_router
 from server.api.engine_port import Engine
-from server.api.errors import error_responder
+from server.api.errors import respond_to_error
 from server.api.health import health_router
+from server.api.inside import inside_router
+from server.api.instruments import Instruments
 from server.api.models import models_router
 from server.api.openapi import DocumentedApp
 from server.api.request_id import RequestId
@@ -24,7 +30,7 @@ from server.api.schemas import CompletionRequest
 from server.api.schemas_chat import ChatRequest
 from server.api.served_model import ServedModel
 from server.api.service import Service
-from server.api.settings import ApiSettings
+from server.api.settings import MAX_BYTES_BEING_READ, READ_BODY_SECONDS, ApiSettings
 from server.api.tokenization import DetokenizeRequest, TokenizeRequest, tokenization_router
 from server.errors import ServerError
 
@@ -37,7 +43,7 @@ def create_app(
     engine: Engine,
     models: Sequence[ServedModel],
     settings: ApiSettings,
-    metrics_text: Callable[[], bytes],
+    instruments: Instruments,
     clock: Callable[[], float] = time.time,
     random_bits: Callable[[], int] = _random_bits,
 ) -> FastAPI:
@@ -60,7 +66,6 @@ def create_app(
         clock=clock,
         random_bits=random_bits,
     )
-    respond_to_error = error_responder(settings.retry_after_seconds)
     app = DocumentedApp(
         title="Mini-GPT server",
         version=service.version,
@@ -69,19 +74,24 @@ def create_app(
         redirect_slashes=False,
         middleware=[
             Middleware(RequestId, random_bits=random_bits),
+            # What nobody else catches. The framework's own place for it is outside, where answers get no request id.
+            Middleware(ServerErrorMiddleware, handler=respond_to_error),
             Middleware(BearerAuth, api_keys=settings.api_keys),
+            Middleware(BodyBounds, max_bytes=MAX_BYTES_BEING_READ, read_seconds=READ_BODY_SECONDS),
         ],
-        exception_handlers=dict.fromkeys((ServerError, HTTPException, Exception), respond_to_error),
+        exception_handlers=dict.fromkeys((ServerError, HTTPException), respond_to_error),
     )
     for router in (
         completions_router(service),
         chat_router(service),
+        compare_router(service),
         models_router(service),
         tokenization_router(service),
-        health_router(service, metrics_text),
+        health_router(service, instruments.metrics_text),
+        inside_router(service, instruments),
     ):
         app.include_router(router)
-    app.bodies = (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
+    app.bodies = (CompletionRequest, ChatRequest, CompareRequest, TokenizeRequest, DetokenizeRequest)
     return app
 
 

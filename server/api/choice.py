@@ -3,14 +3,17 @@
 Text and tokens do not depend on how the engine grouped tokens into steps, nor on when they are taken.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from server.api.detokenizer import IncrementalText
 from server.api.served_model import Tokenizer
+from server.api.speculative import DraftTally
 from server.api.stop_strings import StopScanner, StopStrings
+from server.engine.tracing_types import TokenTrace
 from server.engine.types import SequenceOutput, TokenLogprob
-from server.errors import EngineFailed
+from server.errors import EngineFailed, ServerError
 
 Finish = Literal["stop", "length"]
 
@@ -22,6 +25,7 @@ class ShownToken:
     id: int
     offset: int
     logprob: TokenLogprob | None
+    trace: TokenTrace | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Delta:
     tokens: tuple[ShownToken, ...]
     finish: Finish | None
     stop_reason: int | str | None  # the stop token or stop string that ended it, with `finish` only
+    beam_score: float | None = None  # of a finished hypothesis, unless a stop string cut it
 
     def __bool__(self) -> bool:
         return bool(self.text or self.tokens or self.finish)
@@ -44,6 +49,7 @@ class ChoiceOptions:
     stops: StopStrings
     include_stop: bool = False  # stop strings and stop tokens stay in the text
     min_tokens: int = 0  # stop strings completed before this many tokens exist are text
+    blame_grammar: Callable[[str], ServerError] = EngineFailed  # what the engine says of the request's grammar
 
 
 class Choice:
@@ -58,9 +64,12 @@ class Choice:
         self._ready_tokens: list[ShownToken] = []
         self._ready_text: list[str] = []
         self._stop_reason: int | str | None = None
+        self._beam_score: float | None = None
         self.prompt_logprobs: list[TokenLogprob] = []
+        self.token_ids: list[int] = []  # of the answer: those already taken, and those ready to be
         self.num_tokens = 0  # generated, shown or not, up to and including the one that ended the choice
         self.num_cached_tokens = 0
+        self.drafting = DraftTally()
         self.finish: Finish | None = None
 
     def push(self, output: SequenceOutput) -> None:
@@ -69,24 +78,28 @@ class Choice:
             return
         self.prompt_logprobs += output.prompt_logprobs
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        self.drafting.add(output)
         for index, token in enumerate(output.tokens):
             logprob = output.logprobs[index] if output.logprobs else None
             is_stop = output.stop_token is not None and index == len(output.tokens) - 1
-            self._push_token(ShownToken(token, self._text.length, logprob), is_stop)
+            trace = output.traces[index] if output.traces else None
+            self._push_token(ShownToken(token, self._text.length, logprob, trace), is_stop)
             if self.finish:
                 return
         if output.finish_reason == "error":
-            raise EngineFailed("The model produced numbers that are not finite.")
+            if output.blames_grammar:
+                raise self._options.blame_grammar(output.error)
+            raise EngineFailed(output.error or "The engine could not take the sequence.")
         if output.finish_reason == "abort":
             raise EngineFailed("The server gave the request up before it was finished.")
         if output.finish_reason is not None:
-            self._end(output.finish_reason, output.stop_token)
+            self._end(output.finish_reason, output)
 
     def take(self) -> Delta:
         """What became ready since the last call; falsy when nothing did."""
         text, self._ready_text = "".join(self._ready_text), []
         tokens, self._ready_tokens = tuple(self._ready_tokens), []
-        return Delta(text, tokens, self.finish, self._stop_reason)
+        return Delta(text, tokens, self.finish, self._stop_reason, self._beam_score)
 
     def _push_token(self, token: ShownToken, is_stop: bool) -> None:
         self.num_tokens += 1
@@ -109,14 +122,18 @@ class Choice:
         else:
             released = self._scanner.num_released
             num_ready = sum(token.offset < released for token in self._waiting_tokens)  # offsets never decrease
-        self._ready_tokens += self._waiting_tokens[:num_ready]
+        self._show(self._waiting_tokens[:num_ready])
         self._waiting_tokens = self._waiting_tokens[num_ready:] if not self.finish else []
 
-    def _end(self, finish: Finish, stop_token: int | None) -> None:
+    def _show(self, tokens: list[ShownToken]) -> None:
+        self._ready_tokens += tokens
+        self.token_ids += [token.id for token in tokens]
+
+    def _end(self, finish: Finish, last: SequenceOutput) -> None:
         self._push_text(self._text.finish())
         if self.finish:  # the replacement character of an unfinished one completed a stop string
             return
         self._ready_text.append(self._scanner.finish())
-        self._ready_tokens += self._waiting_tokens
+        self._show(self._waiting_tokens)
         self._waiting_tokens = []
-        self.finish, self._stop_reason = finish, stop_token
+        self.finish, self._stop_reason, self._beam_score = finish, last.stop_token, last.beam_score

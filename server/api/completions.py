@@ -7,6 +7,7 @@ from starlette.responses import Response
 from server.api.accepted import COMPLETION_UNSUPPORTED, keep_supported
 from server.api.admission import Prepared, prepare
 from server.api.body import read_json_object
+from server.api.fork import check_one_source, prepare_fork
 from server.api.logprobs import TokenNames
 from server.api.openapi import json_body
 from server.api.parameters import check_choices, num_logprobs
@@ -43,13 +44,18 @@ def completions_router(service: Service) -> APIRouter:
 async def _prepare(service: Service, model: ServedModel, asked: CompletionRequest, tenant: str) -> Prepared:
     settings = service.settings
     check_stream_options(asked)
+    check_one_source(asked)
+    if asked.fork is not None:
+        return prepare_fork(service, model, asked, tenant)
     if len(asked.prompt) > settings.max_prompts:
         raise BadRequest(
             f"prompt has {len(asked.prompt)} prompts; the limit is {settings.max_prompts}.", "prompt", "invalid_value"
         )
-    check_choices(asked, len(asked.prompt), settings)
-    vocab_size = service.engine_info(model).vocab_size
-    prompts = await tokenize_prompts(asked.prompt, model, vocab_size, asked.add_special_tokens is not False)
+    num_sequences = len(asked.prompt) * check_choices(asked, len(asked.prompt), settings)
+    # Tokenizing is the work of this side: for a request that would be refused after it, it is not begun.
+    service.engine.check_admission(model.name, num_sequences)
+    info = service.engine_info(model)
+    prompts = await tokenize_prompts(asked.prompt, model, info, asked.add_special_tokens is not False)
     return prepare(service, model, asked, prompts, tenant)
 
 

@@ -3,7 +3,9 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
+from server.engine.inspection import Inspection
 from server.engine.types import EngineInfo, SequenceOutput, SequenceRequest
+from server.origins import Origin
 
 
 class Generation(Protocol):
@@ -35,6 +37,21 @@ class Engine(Protocol):
 
     def is_ready(self) -> bool: ...
 
-    def open(self, model: str, sequences: Sequence[SequenceRequest]) -> Generation:
-        """Admit sequences whose ids are 0..len-1. Raises QueueFull, EngineUnavailable or Draining."""
+    def check_admission(self, model: str, num_sequences: int) -> None:
+        """Raises what `open` would raise now for so many sequences, which counts as a refusal. Holds no place."""
+        ...
+
+    def open(self, model: str, sequences: Sequence[SequenceRequest], answer_id: str = "") -> Generation:
+        """Admit sequences whose ids are 0..len-1, of the answer so called.
+
+        Raises QueueFull, EngineUnavailable or Draining.
+        """
+        ...
+
+    async def inspect(self, model: str, salt_prefix: str, limit: int) -> Inspection:
+        """Who holds which block, as the owner of such salts may see it. Raises EngineUnavailable or QueueFull."""
+        ...
+
+    def find_origin(self, id_: int) -> Origin | None:
+        """Which answer a sequence of the engine's belongs to; None for one it made itself, and for those forgotten."""
         ...

@@ -5,9 +5,11 @@ from collections.abc import Iterator, Mapping
 from msgspec import UNSET, Struct, UnsetType
 
 from server.api.admission import MAX_CANDIDATES
+from server.api.compare_request import MAX_NAME_LENGTH, MAX_STRATEGIES
 from server.api.fields import MAX_SEQUENCE_BREAKERS
 from server.api.instruments import Instruments
 from server.api.json_guard import MAX_DEPTH, MAX_ITEMS, MAX_KEYS, MAX_VALUES
+from server.api.recent import MAX_ANSWERS, MAX_TOKENS
 from server.api.schemas import CompletionRequest
 from server.api.service import Service
 from server.api.settings import (
@@ -19,6 +21,10 @@ from server.api.settings import (
     MAX_TOKENIZE_BYTES,
     READ_BODY_SECONDS,
 )
+from server.api.structured import MAX_CHOICES as MAX_GRAMMAR_CHOICES
+from server.api.structured import MAX_NESTING, MAX_REPETITIONS
+from server.api.trace import MAX_TRACE_NUMBERS
+from server.engine.grammar_spec import MAX_GRAMMAR_BYTES
 from server.engine.sampling.ranges import (
     MAX_BAD_WORDS,
     MAX_LOGIT_BIAS,
@@ -27,7 +33,8 @@ from server.engine.sampling.ranges import (
     RANGES,
     Range,
 )
-from server.engine.types import EngineInfo
+from server.engine.tracing_types import MAX_TRACE_TOP
+from server.engine.types import MAX_BEAMS, MAX_DRAFT_TOKENS, EngineInfo
 from server.inspections import ANSWER_SECONDS
 from server.timeline import MAX_SECONDS, MAX_STEPS
 
@@ -100,6 +107,15 @@ def _list_limits(service: Service) -> list[Limit]:
         Limit("bad_word_tokens", MAX_SEQUENCE_TOKENS, parameter="bad_words"),
         Limit("sequence_breakers", MAX_SEQUENCE_BREAKERS, parameter="dry_sequence_breakers"),
         Limit("candidates", MAX_CANDIDATES, parameter="logprobs"),
+        Limit("trace_numbers", MAX_TRACE_NUMBERS, parameter="trace"),
+        Limit("strategies", MAX_STRATEGIES, 1, parameter="strategies"),
+        Limit("strategy_name_characters", MAX_NAME_LENGTH, 1, parameter="strategies"),
+        Limit("remembered_answers", MAX_ANSWERS, parameter="fork"),
+        Limit("remembered_tokens", MAX_TOKENS, parameter="fork"),
+        Limit("grammar_bytes", MAX_GRAMMAR_BYTES, parameter="grammar"),
+        Limit("grammar_choices", MAX_GRAMMAR_CHOICES, parameter="choice"),
+        Limit("regex_nesting", MAX_NESTING, parameter="regex"),
+        Limit("regex_repetitions", MAX_REPETITIONS, parameter="regex"),
     ]
 
 
@@ -114,6 +130,9 @@ def _text_limits() -> Iterator[Limit]:
 
 def _parameter_limits(service: Service) -> Iterator[Limit]:
     yield Limit("n", service.settings.max_choices, 1, parameter="n", flag="--max-choices")
+    yield Limit("beam_width", MAX_BEAMS, 1, parameter="beam_width")
+    yield Limit("speculative.num_tokens", MAX_DRAFT_TOKENS, 1, parameter="speculative")
+    yield Limit("trace.top", MAX_TRACE_TOP, 0, parameter="trace")
     yield Limit("logit_bias", MAX_LOGIT_BIAS, -MAX_LOGIT_BIAS, parameter="logit_bias")
     ranges: Mapping[str, Range] = {**RANGES, **_WIDER, **{name: RANGES[same] for name, same in _SAME_RANGE.items()}}
     for name, allowed in ranges.items():

@@ -1,30 +1,101 @@
-"""What a client may send to /v1/completions, and what it shares with chat. Ranges of sampling parameters live below."""
+"""What a client may send to /v1/completions, and what it shares with chat. Ranges of sampling parameters live below.
 
-from typing import Annotated
+The fields of sampling parameters are made from SamplingParams: a new one there is a new one here.
+"""
 
-from pydantic import Field, PlainValidator
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, get_type_hints
 
-from server.api.fields import Prompt, read_logit_bias, read_prompts, read_stop_strings, read_token_ids
+from pydantic import Field, PlainValidator, create_model
+
+from server.api.fields import (
+    MAX_SEQUENCE_BREAKERS,
+    Prompt,
+    read_bad_words,
+    read_logit_bias,
+    read_prompts,
+    read_stop_strings,
+    read_strings,
+    read_token_ids,
+)
+from server.api.schemas_decoding import BeamFields, GuidanceFields
+from server.api.speculative import SpeculativeOptions
+from server.api.structured import StructuredFields
+from server.api.trace import TraceFields
 from server.api.validation import StrictModel
-from server.engine.params import MAX_LOGPROBS, MAX_SEED, MAX_TOKEN_LIST
+from server.engine.params import MAX_LOGPROBS, MAX_TOKEN_LIST, SamplingParams
+from server.engine.sampling.order import SAMPLERS
+from server.engine.sampling.ranges import RANGES
 
 _MAX_INT = 2**31 - 1
 Count = Annotated[int, Field(ge=0, le=_MAX_INT)]
 Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 
+# Sampling parameters that are no field of that meaning in both kinds of request: they are written out below.
+_WRITTEN_OUT = frozenset({"max_tokens", "logprobs", "prompt_logprobs"})
+_OTHER_NAMES = {
+    "allowed_tokens": "allowed_token_ids",
+    "banned_tokens": "banned_token_ids",
+    "dry_breakers": "dry_sequence_breakers",
+}
 
-def _token_list(name: str) -> PlainValidator:
-    return PlainValidator(
-        lambda value: None if value is None else read_token_ids(name, value, MAX_TOKEN_LIST),
-        json_schema_input_type=list[int] | None,
+FIELDS: Mapping[str, str] = {
+    name: _OTHER_NAMES.get(name, name) for name in get_type_hints(SamplingParams) if name not in _WRITTEN_OUT
+}
+"""The request's field for each sampling parameter."""
+
+
+def _reader(read: Callable[[object], object], json_type: object) -> object:
+    """A field that `read` checks; null is as good as nothing."""
+    validator = PlainValidator(
+        lambda value: None if value is None else read(value),
+        json_schema_input_type=json_type | None,  # type: ignore[operator]
     )
+    return Annotated[object, validator]
 
+
+def _token_list(name: str) -> object:
+    return _reader(lambda value: read_token_ids(name, value, MAX_TOKEN_LIST), list[int])
+
+
+_LISTS: Mapping[str, object] = {
+    "logit_bias": _reader(read_logit_bias, dict[str, float]),
+    "allowed_tokens": _token_list("allowed_token_ids"),
+    "banned_tokens": _token_list("banned_token_ids"),
+    "stop_token_ids": _token_list("stop_token_ids"),
+    "bad_words": _reader(read_bad_words, list[str | list[int]]),
+    "dry_breakers": _reader(
+        lambda value: read_strings("dry_sequence_breakers", value, MAX_SEQUENCE_BREAKERS), list[str]
+    ),
+    "samplers": _reader(lambda value: read_strings("samplers", value, len(SAMPLERS)), list[str]),
+}
+
+
+def _field_type(name: str, hint: object) -> object:
+    """Integers are bounded here already, as no one should wait for arithmetic with a thousand digits."""
+    if name in _LISTS:
+        return _LISTS[name]
+    if hint is int:
+        low = -1 if name == "top_k" else int(RANGES[name].low)  # others call "every token" -1
+        return Annotated[int, Field(ge=low, le=int(RANGES[name].high))] | None
+    return hint | None  # type: ignore[operator]
+
+
+if TYPE_CHECKING:
+    SamplingFields = StrictModel  # the type checker cannot follow how they are made, and nobody reads them by name
+else:
+    SamplingFields = create_model(
+        "SamplingFields",
+        __base__=StrictModel,
+        **{
+            FIELDS[name]: (_field_type(name, hint), None)
+            for name, hint in get_type_hints(SamplingParams).items()
+            if name in FIELDS
+        },
+    )
 
 _STOP = PlainValidator(
     lambda value: () if value is None else read_stop_strings(value), json_schema_input_type=str | list[str] | None
-)
-_LOGIT_BIAS = PlainValidator(
-    lambda value: None if value is None else read_logit_bias(value), json_schema_input_type=dict[str, float] | None
 )
 _PROMPT = PlainValidator(read_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]])
 
@@ -37,7 +108,7 @@ class StreamOptions(StrictModel):
     include_obfuscation: bool | None = None  # OpenAI's padding against traffic analysis; never added here
 
 
-class GenerationRequest(StrictModel):
+class GenerationRequest(BeamFields, GuidanceFields, StructuredFields, SamplingFields):
     """The fields completions and chat share. None, sent or not, means the default."""
 
     model: str
@@ -47,25 +118,14 @@ class GenerationRequest(StrictModel):
 
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
-    min_tokens: Count | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Annotated[int, Field(ge=-1, le=_MAX_INT)] | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: Annotated[tuple[tuple[int, float], ...] | None, _LOGIT_BIAS] = None
-    allowed_token_ids: Annotated[tuple[int, ...] | None, _token_list("allowed_token_ids")] = None
-    banned_token_ids: Annotated[tuple[int, ...] | None, _token_list("banned_token_ids")] = None
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    strategy: str | None = None
 
     stop: Annotated[tuple[str, ...], _STOP] = ()
-    stop_token_ids: Annotated[tuple[int, ...] | None, _token_list("stop_token_ids")] = None
     include_stop_str_in_output: bool | None = None
-    ignore_eos: bool | None = None
 
     prompt_logprobs: Logprobs | None = None
+    speculative: SpeculativeOptions | None = None
+    trace: TraceFields | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
     return_parameters: bool | None = None
@@ -73,9 +133,18 @@ class GenerationRequest(StrictModel):
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
 
 
-class CompletionRequest(GenerationRequest):
-    """POST /v1/completions."""
+class Fork(StrictModel):
+    """Where in an earlier answer to go on: behind the first `at_token` tokens of one of its choices."""
 
-    prompt: Annotated[tuple[Prompt, ...], _PROMPT]
+    id: Annotated[str, Field(max_length=128)]
+    choice: Count = 0
+    at_token: Count
+
+
+class CompletionRequest(GenerationRequest):
+    """POST /v1/completions. Either a prompt, or a fork in its place."""
+
+    prompt: Annotated[tuple[Prompt, ...], _PROMPT] = ()
+    fork: Fork | None = None
     echo: bool | None = None
     logprobs: Logprobs | None = None

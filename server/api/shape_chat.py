@@ -26,8 +26,10 @@ class ChatShape:
             logprobs=self._logprobs(delta),
             finish_reason=delta.finish,
             stop_reason=delta.stop_reason if delta.finish else UNSET,
+            beam_score=UNSET if delta.beam_score is None else delta.beam_score,
             seed=self.extras.admitted.seeds[index],
             token_ids=self.extras.token_ids(delta),
+            trace=self.extras.trace(delta),
             prompt_token_ids=self.extras.prompt_token_ids(index),
             prompt_logprobs=self.extras.prompt_logprobs(choice),
         )
@@ -39,7 +41,9 @@ class ChatShape:
             logprobs=self._logprobs(delta) if delta.tokens else None,
             finish_reason=delta.finish,
             stop_reason=delta.stop_reason if delta.finish else UNSET,
+            beam_score=UNSET if delta.beam_score is None else delta.beam_score,
             token_ids=self.extras.token_ids(delta),
+            trace=self.extras.trace(delta),
         )
         return [self._opening(index, choice), content] if is_first else [content]
 

@@ -63,10 +63,12 @@ class CompletionShape:
             logprobs=self._logprobs(choice, delta, echo, is_first),
             finish_reason=delta.finish,
             stop_reason=delta.stop_reason if delta.finish else UNSET,
+            beam_score=UNSET if delta.beam_score is None else delta.beam_score,
             seed=self.extras.admitted.seeds[index] if is_first else UNSET,
             token_ids=self.extras.token_ids(delta),
             prompt_token_ids=self.extras.prompt_token_ids(index) if is_first else UNSET,
             prompt_logprobs=self.extras.prompt_logprobs(choice) if is_first else UNSET,
+            trace=self.extras.trace(delta),
         )
 
     def _logprobs(self, choice: Choice, delta: Delta, echo: Echo | None, is_first: bool) -> CompletionLogprobs | None:

@@ -20,6 +20,8 @@ from server.api.logprobs import TokenNames, prompt_logprobs
 from server.api.parameters import InForce
 from server.api.run import Admitted
 from server.api.schemas import GenerationRequest
+from server.api.shape_trace import trace_entries
+from server.api.shape_trace_answers import TraceEntry
 
 AnswerObject = Literal["text_completion", "chat.completion", "chat.completion.chunk"]
 
@@ -85,6 +87,9 @@ class Extras:
 
     def prompt_token_ids(self, index: int) -> tuple[int, ...] | UnsetType:
         return self.admitted.prompt_of(index).tokens if self.return_token_ids else UNSET
+
+    def trace(self, delta: Delta) -> list[TraceEntry] | UnsetType:
+        return trace_entries(delta.tokens, self.names)
 
     def prompt_logprobs(self, choice: Choice) -> PromptLogprobs | UnsetType:
         return prompt_logprobs(choice.prompt_logprobs, self.names) if self.return_prompt_logprobs else UNSET

@@ -54,6 +54,10 @@ class BlockPool:
     def references(self, block: int) -> int:
         return self._references[block]
 
+    def eviction_order(self) -> tuple[int, ...]:
+        """The cached blocks, those that would be evicted first before the others."""
+        return tuple(self._cached)
+
     def allocate(self) -> int:
         """A block with no contents and one reference; evicts the least recently used cached one if none is free.
 

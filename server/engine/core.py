@@ -4,7 +4,7 @@ A step is schedule -> draft -> run -> verify -> commit. There is no prefill phas
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import NoReturn, Protocol
 
@@ -12,20 +12,22 @@ from torch import Tensor
 
 from model.paged import Span
 from server.engine.admission import check_request
-from server.engine.block_pool import BlockPool
+from server.engine.beam_search import Search
+from server.engine.beam_searches import BeamSearches
 from server.engine.decoding import Decoding, Matcher, Verification
 from server.engine.grammar_spec import Grammar, GrammarError
 from server.engine.guidance import GuidedPair, GuidedPairs, with_guided
+from server.engine.inspection import Inspection, Lineage, inspect
 from server.engine.params import ParameterError
 from server.engine.prompt_logprobs import describe_prompt
 from server.engine.runner import Runner, StepResult
-from server.engine.scheduler import Chunk, Schedule, Scheduler
+from server.engine.scheduler import Chunk, Scheduler
 from server.engine.sequence import Sequence as EngineSequence
 from server.engine.speculation import NoSpeculation, Speculator
 from server.engine.step_stats import StepTimes, step_stats
+from server.engine.tracing import Tracing
 from server.engine.types import EngineInfo, FinishReason, SequenceOutput, SequenceRequest, StepOutput, TokenLogprob
 from server.engine.verify import describe_chosen, verify
-
 
 _NOT_FINITE = "The model produced numbers that are not finite."
 # How long a step without other work waits for a grammar before it looks for new requests again.
@@ -71,6 +73,16 @@ class Turn:
         return [*self.chunk.sequence.tokens[self.chunk.start : self.chunk.end], *self.drafts]
 
 
+@dataclass
+class Ready:
+    """What a step's chunks have come to: outputs without a choice, and who may choose."""
+
+    outputs: list[SequenceOutput] = field(default_factory=list)
+    verifications: list[Verification] = field(default_factory=list)
+    pairs: list[tuple[GuidedPair, tuple[int, ...]]] = field(default_factory=list)  # with the drafts that both ran
+    searches: list[Search] = field(default_factory=list)
+
+
 class EngineCore:
     """Decodes sequences for one loaded model. `add` and `abort` between steps, then `step` while `has_work`."""
 
@@ -90,13 +102,20 @@ class EngineCore:
         self._speculator: Speculator = speculator or NoSpeculation()
         self._start_grammar = start_grammar
         self._decodings: dict[int, Decoding] = {}
+        self._tracing = Tracing()
         self._compiling: dict[int, PendingMatcher] = {}
-        self._guided = GuidedPairs(count(-1, -1))  # ids below 0 are nobody's
+        internal_ids = count(-1, -1)
+        self._guided = GuidedPairs(internal_ids)
+        self._lineage = Lineage(scheduler.pool)
+        self._searches = BeamSearches(scheduler, info, internal_ids, self._lineage.note)
         self._aborted: list[SequenceOutput] = []
 
     def add(self, request: SequenceRequest) -> None:
         """Queue a sequence. Raises ParameterError when it can never be served, see `admission.check_request`."""
         check_request(self.info, request)
+        if request.beams is not None:
+            self._searches.add(request, request.beams)
+            return
         decoding = Decoding.of(request, self.info)
         if request.guidance is not None and request.params.max_tokens:
             self._guided.start(decoding, request.guidance)
@@ -105,16 +124,23 @@ class EngineCore:
         else:
             self._queue(decoding.sequence)
         self._decodings[request.id] = decoding
+        self._tracing.start(request)
 
     def abort(self, ids: Iterable[int]) -> None:
         """End sequences now; unknown ids are ignored. Their last output comes with the next step."""
         for id_ in ids:
             if id_ in self._decodings:
                 self._aborted.append(self._finish(_output(self._decodings[id_].sequence), "abort"))
+            elif id_ in self._searches:
+                self._aborted.append(self._searches.abort(id_))
 
     def has_work(self) -> bool:
         """Whether `step` would do or report anything."""
-        return bool(self._decodings or self._aborted)
+        return bool(self._decodings or self._searches or self._aborted)
+
+    def inspect(self, salt_prefix: str, limit: int) -> Inspection:
+        """Who holds which block, for one asker; see `inspection.inspect`."""
+        return inspect(self.scheduler, self._lineage, salt_prefix, limit)
 
     def step(self) -> StepOutput:
         """Run one step and report what it added to each sequence."""
@@ -123,7 +149,9 @@ class EngineCore:
         schedule = self.scheduler.schedule(self._speculator.num_wanted)
         scheduled = self._clock()
         drafts = self._speculator.draft(schedule.chunks, self._decodings)
-        turns = [_turn(chunk, drafts.get(chunk.sequence.request.id, ())) for chunk in schedule.chunks]
+        turns = [
+            _turn(chunk, drafts.get(self._guided.drafter(chunk.sequence).request.id, ())) for chunk in schedule.chunks
+        ]
         drafted = self._clock()
         result = self._run(turns, scheduled)
         ran = self._clock()
@@ -133,8 +161,7 @@ class EngineCore:
             outputs += self._decide(turns, result)
         forward_seconds = result.forward_seconds if result else 0.0
         times = StepTimes(started, scheduled, drafted, ran, self._clock(), forward_seconds)
-        stats = step_stats(schedule, self.scheduler, outputs, times)
-        self._speculator.measured(stats)
+        stats = self._speculator.measured(step_stats(schedule, self.scheduler, outputs, times))
         return StepOutput(tuple(outputs), stats)
 
     def _take_compiled(self) -> list[SequenceOutput]:
@@ -151,15 +178,16 @@ class EngineCore:
             try:
                 decoding.matcher = pending.result()
             except GrammarError as error:
-                failed.append(self._finish(replace(_output(decoding.sequence), error=str(error)), "error"))
+                failed.append(
+                    self._finish(replace(_output(decoding.sequence), error=str(error), blames_grammar=True), "error")
+                )
                 continue
             del self._compiling[id_]
             self._queue(decoding.sequence)
         return failed
 
     def _queue(self, sequence: EngineSequence) -> None:
-        for member in self._guided.members(sequence):
-            self.scheduler.add(member)
+        self.scheduler.add(*self._guided.members(sequence))
 
     def _run(self, turns: Sequence[Turn], now: float) -> StepResult | None:
         """Compute the turns, with logits of the wanted positions; None when there is nothing to compute."""
@@ -173,73 +201,86 @@ class EngineCore:
             first_row = len(tokens) - turn.chunk.start
             rows += [first_row + position for position in turn.wanted]
             tokens += turn.tokens
-        return self._runner.run(tokens, [turn.span for turn in turns], rows) if tokens else None
+        if not tokens:
+            return None
+        spans = [turn.span for turn in turns]
+        if self._tracing and (watch := self._tracing.watch(zip((turn.chunk for turn in turns), spans, strict=True))):
+            return self._runner.run(tokens, spans, rows, watch)
+        return self._runner.run(tokens, spans, rows)
 
     def _decide(self, turns: Sequence[Turn], result: StepResult) -> list[SequenceOutput]:
         """Report prompt logprobs, and choose tokens for every chunk that ends its sequence."""
         finite_rows = result.logits.sum(-1).isfinite().tolist()
-        outputs: list[SequenceOutput] = []
-        deciding: list[tuple[SequenceOutput, Verification]] = []
-        guided: list[GuidedPair] = []
+        ready = Ready()
         row = token = 0
         for turn in turns:
             first, row = row, row + len(turn.wanted)
             first_token, token = token, token + turn.chunk.length + len(turn.drafts)
-            sequence = turn.chunk.sequence
-            if not self._is_alive(sequence):
-                continue  # its other half has just failed
-            if not (all(finite_rows[first:row]) and all(result.is_finite[first_token:token])):
-                outputs += self._not_finite(turn)
-                continue
-            output = replace(_output(sequence), prompt_logprobs=describe_prompt(turn.chunk, result.logits[first:row]))
-            if not turn.chunk.is_last:
-                outputs += [output] if output.prompt_logprobs else []
-            elif (pair := self._guided.of(sequence)) is not None:
-                outputs += [output] if output.prompt_logprobs else []
-                guided += [pair] if pair.hold(sequence, result.logits[row - 1]) else []
-            elif sequence.num_remaining:
-                decoding = self._decodings[output.id]
-                deciding.append((output, Verification(decoding, row - 1 - len(turn.drafts), turn.drafts)))
+            if turn.chunk.sequence.num_computed < turn.chunk.end:
+                continue  # a sequence it chooses with has just failed, and this one has lost its blocks, too
+            if all(finite_rows[first:row]) and all(result.is_finite[first_token:token]):
+                self._land(turn, first, result.logits[first:row], ready)
             else:
-                outputs.append(self._finish(output, "length"))
-        logits, scores = with_guided(result.logits, guided)
-        deciding += [
-            (_output(pair.leader), Verification(pair.decoding, len(result.logits) + index))
-            for index, pair in enumerate(guided)
-        ]
-        return outputs + self._choose(logits, scores, deciding)
+                ready.outputs += self._not_finite(turn)
+        for search in ready.searches:
+            ready.outputs += self._searches.advance(search)
+        logits, scores = with_guided(result.logits, [pair for pair, _ in ready.pairs])
+        for pair, drafts in ready.pairs:
+            ready.verifications.append(Verification(pair.decoding, row, drafts))
+            row += 1 + len(drafts)
+        return ready.outputs + self._choose(logits, scores, ready.verifications)
 
-    def _choose(
-        self, logits: Tensor, scores: Tensor, deciding: Sequence[tuple[SequenceOutput, Verification]]
-    ) -> list[SequenceOutput]:
+    def _land(self, turn: Turn, first_row: int, logits: Tensor, ready: Ready) -> None:
+        """Report what a chunk says of its prompt, and note whether its sequence is ready to choose.
+
+        `logits` [wanted, vocab] are the step's from `first_row` on. One that chooses together with others holds them.
+        """
+        sequence = turn.chunk.sequence
+        search, pair = self._searches.of(sequence), self._guided.of(sequence)
+        num_choosing = 1 + len(turn.drafts)
+        if described := describe_prompt(turn.chunk, logits):
+            output = replace(_output(sequence), prompt_logprobs=described)
+            ready.outputs += [output] if search is None else [replace(output, id=id_) for id_ in search.followers]
+        if not turn.chunk.is_last:
+            return
+        if search is not None:
+            ready.searches += [search] if search.hold(sequence, logits[-1]) else []
+        elif pair is not None:
+            ready.pairs += [(pair, turn.drafts)] if pair.hold(sequence, logits[-num_choosing:]) else []
+        elif sequence.num_remaining:
+            row = first_row + len(logits) - num_choosing
+            ready.verifications.append(Verification(self._decodings[sequence.request.id], row, turn.drafts))
+        else:
+            ready.outputs.append(self._finish(_output(sequence), "length"))
+
+    def _choose(self, logits: Tensor, scores: Tensor, verifications: Sequence[Verification]) -> list[SequenceOutput]:
         """Tokens are chosen by `scores` and described by `logits`, both [rows, vocab]."""
-        verifications = [verification for _, verification in deciding]
-        verify(scores, verifications)
+        verify(scores, self._tracing.verify(logits, scores, verifications) if self._tracing else verifications)
         self._speculator.verified(verifications)
         logprobs = describe_chosen(logits, verifications)
-        return [
-            self._keep(output, verification, described)
-            for (output, verification), described in zip(deciding, logprobs, strict=True)
-        ]
+        return [self._keep(*kept) for kept in zip(verifications, logprobs, strict=True)]
 
-    def _keep(
-        self, output: SequenceOutput, verification: Verification, logprobs: tuple[TokenLogprob, ...]
-    ) -> SequenceOutput:
+    def _keep(self, verification: Verification, logprobs: tuple[TokenLogprob, ...]) -> SequenceOutput:
         """Commit what a sequence gained: the accepted drafts' keys and values are in the cache already."""
         sequence = verification.decoding.sequence
-        if verification.drafts:
-            self.scheduler.advance(sequence, sequence.num_computed + verification.num_accepted)
-            self.scheduler.trim(sequence)
         if (pair := self._guided.of(sequence)) is not None:
             pair.follow()
-        output = replace(
-            output,
+        for member in self._guided.members(sequence):
+            if verification.drafts:
+                self.scheduler.advance(member, member.num_computed + verification.num_accepted)
+            self.scheduler.trim(member)
+        output = SequenceOutput(
+            sequence.request.id,
             tokens=tuple(verification.tokens),
             logprobs=logprobs,
             stop_token=verification.stop_token,
+            num_cached_tokens=sequence.num_cached_tokens or 0,
+            scheduled_at=sequence.scheduled_at or 0.0,
             num_drafted=len(verification.drafts),
             num_accepted=verification.num_accepted,
             error=verification.error,
+            blames_grammar=bool(verification.error),
+            traces=verification.traces,
         )
         return self._finish(output, verification.finish_reason) if verification.finish_reason else output
 
@@ -249,17 +290,20 @@ class EngineCore:
         Where it may have been the drafts' doing, the sequence is computed anew and never drafts again.
         """
         sequence = turn.chunk.sequence
-        members = self._guided.members(sequence)
+        search = self._searches.of(sequence)
+        members = self._guided.members(sequence) if search is None else search.sequences
         for member in members:
             self._scrub(member)
+        if search is not None:
+            return self._searches.fail(search, "error", _NOT_FINITE)
         if turn.drafts:
-            sequence.may_draft = False
-            self.scheduler.preempt(sequence)
+            if (pair := self._guided.of(sequence)) is not None:
+                pair.release()
+            members[0].may_draft = False
+            for member in reversed(members):
+                self.scheduler.preempt(member)
             return []
         return [self._finish(replace(_output(members[0]), error=_NOT_FINITE), "error")]
-
-    def _is_alive(self, sequence: EngineSequence) -> bool:
-        return sequence.request.id in self._decodings or self._guided.of(sequence) is not None
 
     def _scrub(self, sequence: EngineSequence) -> None:
         pool = self.scheduler.pool
@@ -272,8 +316,10 @@ class EngineCore:
         members = self._guided.end(sequence)
         if self._compiling.pop(output.id, None) is None:
             for member in members:
+                self._lineage.note(member)
                 self.scheduler.remove(member)
         self._speculator.forget(sequence)
+        self._tracing.end(output.id)
         return replace(output, finish_reason=reason)
 
 

@@ -1,6 +1,6 @@
 """Everything the choice of a sequence's next tokens depends on besides logits, and what ends it. Knows no batch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +10,7 @@ from server.engine.admission import ending_tokens
 from server.engine.grammar_spec import GrammarError
 from server.engine.sampler import DecodingState, Row
 from server.engine.sequence import Sequence
+from server.engine.tracing_types import TokenTrace
 from server.engine.types import EngineInfo, FinishReason, SequenceRequest
 
 
@@ -21,11 +22,19 @@ class Matcher(Protocol):
         ...
 
     def accept(self, token: int) -> None:
-        """The token has been chosen."""
+        """The token has been chosen. Raises GrammarError at its limits."""
         ...
 
     def is_finished(self) -> bool:
-        """Whether nothing may follow but the end."""
+        """Whether nothing may follow but the end. Raises GrammarError at its limits."""
+        ...
+
+    def copy(self) -> "Matcher":
+        """An independent one at the same place."""
+        ...
+
+    def scout(self) -> "Matcher":
+        """One at the same place to rehearse tokens with, of which there is one. Raises GrammarError at its limits."""
         ...
 
 
@@ -36,6 +45,7 @@ class Decoding:
     sequence: Sequence
     endings: frozenset[int]  # tokens that end it when chosen
     state: DecodingState | None  # its history, where a stage of the sampler asks for one
+    ignored: tuple[int, ...] = ()  # ending tokens that would be text, where a grammar knows them as the end only
     matcher: Matcher | None = None  # set once its grammar is compiled
 
     @classmethod
@@ -43,8 +53,30 @@ class Decoding:
         return cls(
             Sequence(request),
             frozenset(ending_tokens(info, request)),
-            DecodingState.of(request.params, request.prompt, info.vocab_size),
+            DecodingState.of(request.params, request.prompt, info.vocab_size, request.num_forked),
+            info.eos_token_ids if request.grammar is not None and request.params.ignore_eos else (),
         )
+
+    def rehearsal(self) -> "Decoding":
+        """The same sequence with a history of its own, to choose tokens that may not become the sequence's.
+
+        Raises GrammarError where its grammar does not look ahead.
+        """
+        state = None if self.state is None else self.state.fork()
+        matcher = None if self.matcher is None else self.matcher.scout()
+        return replace(self, state=state, matcher=matcher)
+
+    def append(self, token: int) -> None:
+        """Take a token that was not chosen by `choose`, which records its own."""
+        self.sequence.tokens.append(token)
+        if self.state is not None:
+            self.state.append(token)
+
+    def branch(self, request: SequenceRequest) -> "Decoding":
+        """Another sequence with the same tokens and history."""
+        state = None if self.state is None else self.state.fork()
+        matcher = None if self.matcher is None else self.matcher.copy()
+        return replace(self, sequence=self.sequence.fork(request), state=state, matcher=matcher)
 
     @property
     def is_stateless(self) -> bool:
@@ -55,7 +87,7 @@ class Decoding:
         """What chooses the token `ahead` places behind the next one. Raises GrammarError."""
         sequence, params = self.sequence, self.sequence.request.params
         is_early = sequence.num_outputs + ahead < params.min_tokens
-        withheld = tuple(sorted(self.endings)) if is_early else ()
+        withheld = (*self.ignored, *sorted(self.endings)) if is_early else self.ignored
         mask = None if self.matcher is None else self.matcher.mask()
         return Row(params, sequence.num_tokens + ahead, withheld, self.state, mask)
 
@@ -72,6 +104,7 @@ class Verification:
     finish_reason: FinishReason | None = None
     stop_token: int | None = None
     error: str = ""
+    traces: tuple[TokenTrace, ...] = ()  # of `tokens`, where asked for
 
     def ready_rows(self) -> list[Row]:
         """The next rows, as many as can be decided at once: with a history one, as more depends on what is chosen.
@@ -100,13 +133,21 @@ class Verification:
         sequence = self.decoding.sequence
         sequence.tokens.append(token)
         self.tokens.append(token)
-        matcher = self.decoding.matcher
         if token in self.decoding.endings:
             self.finish_reason, self.stop_token = "stop", token
-            return
-        if matcher is not None:
-            matcher.accept(token)
-        if matcher is not None and matcher.is_finished():
+        elif self._completes(token):
             self.finish_reason = "stop"
-        elif not sequence.num_remaining:
+        elif not sequence.num_remaining and self.finish_reason is None:
             self.finish_reason = "length"
+
+    def _completes(self, token: int) -> bool:
+        """Whether the token is the last that the grammar allows."""
+        matcher = self.decoding.matcher
+        if matcher is None:
+            return False
+        try:
+            matcher.accept(token)
+            return matcher.is_finished()
+        except GrammarError as error:
+            self.finish_reason, self.error = "error", str(error)
+            return False

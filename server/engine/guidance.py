@@ -1,7 +1,8 @@
 """Classifier-free guidance: a sequence and its companion, which has the negative prompt, choose each token together.
 
 The two are scheduled like any others and need not run in the same step: who has its logits first holds them until the
-other has its own, so chunked prompts, preemptions and prefix hits change nothing. Knows no sampling stage.
+other has its own, so chunked prompts, preemptions and prefix hits change nothing. Where they do run together, both run
+the same drafts. Knows no sampling stage.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,28 +19,40 @@ from server.engine.types import Guidance, Speculation
 
 @dataclass
 class GuidedPair:
-    """A guided sequence, its companion, and the logits [vocab] of those that wait for the other's."""
+    """A guided sequence, its companion, and the rows of logits [vocab] of those that wait for the other's."""
 
     decoding: Decoding
     companion: EngineSequence
     scale: float
-    held: dict[int, Tensor] = field(default_factory=dict)  # by sequence id
+    held: dict[int, list[Tensor]] = field(default_factory=dict)  # by sequence id
 
     @property
     def leader(self) -> EngineSequence:
         return self.decoding.sequence
 
     def hold(self, sequence: EngineSequence, logits: Tensor) -> bool:
-        """Keep one's logits [vocab] behind its latest token; whether the other's are there too."""
-        self.held[sequence.request.id] = logits.clone()  # a view would keep the whole step's logits alive
+        """Keep one's logits [1 + drafts, vocab] behind its latest token and its drafts; whether the other's are there.
+
+        Row by row: a view would keep the whole step's logits alive, and how a GPU reduces a row depends on where in
+        memory it begins.
+        """
+        self.held[sequence.request.id] = [row.clone() for row in logits]
         sequence.is_held = True
         return len(self.held) == 2
 
-    def take(self) -> tuple[Tensor, Tensor]:
-        """The model's own logits [vocab] behind the leader's latest token, and the guided ones. Both are used up."""
-        own, companions = (self.held.pop(one.request.id) for one in (self.leader, self.companion))
+    def take(self) -> list[tuple[Tensor, Tensor]]:
+        """The model's own logits [vocab] behind the leader's latest token and each draft, and the guided ones.
+
+        Both are used up.
+        """
+        own, companions = (self.held[one.request.id] for one in (self.leader, self.companion))
+        self.release()
+        return [(mine, guide(mine, others, self.scale)) for mine, others in zip(own, companions, strict=True)]
+
+    def release(self) -> None:
+        """Neither waits for the other any more."""
+        self.held.clear()
         self.leader.is_held = self.companion.is_held = False
-        return own, guide(own, companions, self.scale)
 
     def follow(self) -> None:
         """Give the companion the tokens that the leader has got."""
@@ -68,8 +81,7 @@ class GuidedPairs:
                 guidance=None,
             )
         )
-        # A draft could be verified only in a step that both are ready in, with room for it in both.
-        sequence.may_draft = companion.may_draft = False
+        companion.may_draft = False  # it runs the leader's
         pair = GuidedPair(decoding, companion, guidance.scale)
         self._pair_of[request.id] = self._pair_of[companion.request.id] = pair
 
@@ -81,6 +93,10 @@ class GuidedPairs:
         """A guided sequence and its companion, for either of them; any other sequence by itself."""
         pair = self.of(sequence)
         return (sequence,) if pair is None else (pair.leader, pair.companion)
+
+    def drafter(self, sequence: EngineSequence) -> EngineSequence:
+        """Whose drafts a sequence runs: the leader's, if it is one of a pair."""
+        return self.members(sequence)[0]
 
     def end(self, sequence: EngineSequence) -> tuple[EngineSequence, ...]:
         """Forget the pair; returns its members."""
@@ -102,11 +118,11 @@ def guide(logits: Tensor, companions: Tensor, scale: float) -> Tensor:
 
 
 def with_guided(logits: Tensor, pairs: Sequence[GuidedPair]) -> tuple[Tensor, Tensor]:
-    """A step's logits [rows, vocab] with a row for each pair appended: first the models' own, then those to choose by.
+    """A step's logits [rows, vocab] with the pairs' rows appended: first the model's own, then those to choose by.
 
     Takes what the pairs hold. Without pairs both are `logits` itself.
     """
     if not pairs:
         return logits, logits
-    own, guided = zip(*(pair.take() for pair in pairs), strict=True)
+    own, guided = zip(*(row for pair in pairs for row in pair.take()), strict=True)
     return torch.cat((logits, torch.stack(own))), torch.cat((logits, torch.stack(guided)))

@@ -67,7 +67,18 @@ def load_engine(checkpoint: Path, config: EngineConfig, draft: Path | None = Non
         block_size=BLOCK_SIZE,
         fingerprint=checkpoint_fingerprint(checkpoint),
         has_draft_model=draft_model is not None,
+        num_layers=model_config.num_layers,
+        num_heads=model_config.num_heads,
+        num_experts_per_token=model_config.num_experts_per_token,
     )
+    if info.context_length < model_config.context_length:
+        logger.warning(
+            "num_blocks %d shortens the context of %s from %d to %d tokens",
+            num_blocks,
+            checkpoint,
+            model_config.context_length,
+            info.context_length,
+        )
     logger.info("loaded checkpoint=%s dtype=%s device=%s blocks=%d", checkpoint, info.dtype, device, num_blocks)
     scheduler = Scheduler(BlockPool(num_blocks), config.max_running, config.max_step_tokens)
     speculator = _build_speculator(draft_model, num_blocks, config.max_step_tokens)

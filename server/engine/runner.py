@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.gpt import GPT
+from model.gpt import GPT, ObserveRouting, ignore_routing
 from model.kernels import padding
 from model.paged import KVCache, Span, plan_attention
 from model.paged_attention import paged_attend
+from server.engine.tracing_inside import Watch
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,12 @@ class Runner:
         self.cache = KVCache(model.config, num_blocks, weight.dtype, weight.device)
 
     @torch.inference_mode()
-    def run(self, tokens: Sequence[int], spans: Sequence[Span], wanted: Sequence[int]) -> StepResult:
+    def run(
+        self, tokens: Sequence[int], spans: Sequence[Span], wanted: Sequence[int], watch: Watch | None = None
+    ) -> StepResult:
         """Compute the step's tokens (the spans' tokens, concatenated), storing their keys and values.
 
-        Only the rows `wanted` are unembedded.
+        Only the rows `wanted` are unembedded. `watch` looks on, and changes nothing.
         """
         device = self.cache.keys.device
         plan = plan_attention(spans, self.model.config, self.cache.num_blocks, device)
@@ -44,7 +47,12 @@ class Runner:
         flat = torch.tensor([[*tokens, *pad], [*positions, *pad]], device=device)
         rows = torch.tensor([*wanted, *[0] * padding(len(wanted))], dtype=torch.int64, device=device)
         started = self._clock()
-        hidden = self.model(flat[0], flat[1], paged_attend(self.cache, plan))
+        attend = paged_attend(self.cache, plan)
+        observe: ObserveRouting = ignore_routing
+        if watch is not None:
+            config = self.model.config
+            attend, observe = watch.attending(attend, self.cache, config), watch.routing(config)
+        hidden = self.model(flat[0], flat[1], attend, observe)
         logits = self.model.unembed(hidden[rows])[: len(wanted)]
         # A row's last layer carries every NaN and infinity of the ones below it: one sum per row tells. Reading it
         # also waits for a device that runs behind.

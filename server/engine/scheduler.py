@@ -59,13 +59,22 @@ class Scheduler:
         self.max_step_tokens = max_step_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of admission
+        self._companions: dict[Sequence, Sequence] = {}
 
     @property
     def has_work(self) -> bool:
         return bool(self.running or self.waiting)
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Sequence, companion: Sequence | None = None) -> None:
+        """Queue a sequence, and behind it the companion that runs all of its drafts too, in the same step."""
         self.waiting.append(sequence)
+        if companion is not None:
+            self.waiting.append(companion)
+            self._companions[sequence] = companion
+
+    def add_first(self, sequence: Sequence) -> None:
+        """Queue the continuation of a sequence that was running: it has waited its turn."""
+        self.waiting.appendleft(sequence)
 
     def schedule(self, drafts_wanted: Callable[[Sequence], int] = no_drafts) -> Schedule:
         """Choose the next step's chunks and give them their blocks; what is left over is room for drafts."""
@@ -110,8 +119,9 @@ class Scheduler:
     def trim(self, sequence: Sequence) -> None:
         """Give back the blocks that only drafts would have needed."""
         kept = blocks_for(sequence.num_tokens)
-        surplus, sequence.blocks[kept:] = sequence.blocks[kept:], []
-        self.pool.release(surplus)
+        if len(sequence.blocks) > kept:
+            surplus, sequence.blocks[kept:] = sequence.blocks[kept:], []
+            self.pool.release(surplus)
 
     def preempt(self, sequence: Sequence) -> None:
         """Take a running sequence off its blocks; it is the next to be admitted, and computed anew."""
@@ -121,6 +131,7 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Finished or aborted, wherever it stands: its blocks go back."""
+        self._companions.pop(sequence, None)
         if sequence in self.running:
             self.running.remove(sequence)
         else:
@@ -141,7 +152,7 @@ class Scheduler:
         return num_preempted
 
     def _park(self) -> bool:
-        """Nothing can run for want of what the held ones occupy: take the newest of those off, if somebody waits for it.
+        """Nothing can run for want of what the held ones occupy: take the newest of those off, if somebody waits.
 
         It does not come back before its next token is chosen, so that whoever it waits for gets there.
         """
@@ -191,21 +202,28 @@ class Scheduler:
     def _reserve_drafts(self, chunks: list[Chunk], drafts_wanted: Callable[[Sequence], int]) -> None:
         """Let sequences guess ahead with the budget and the blocks that nobody else wants: drafts preempt no one."""
         budget = self.max_step_tokens - sum(chunk.length for chunk in chunks)
+        choosing = {chunk.sequence for chunk in chunks if chunk.is_last}
         for index, chunk in enumerate(chunks):
             if budget <= 0:
                 return
-            if not chunk.is_last:
-                continue
             sequence = chunk.sequence
-            slots = (len(sequence.blocks) + self.pool.num_available) * BLOCK_SIZE - sequence.num_tokens
+            members = self._drafting_together(sequence)
+            if not (sequence.may_draft and choosing.issuperset(members)):
+                continue
             # The step gives a token of its own: with all it may still have guessed, that one would be too many.
-            wanted = drafts_wanted(sequence) if sequence.may_draft else 0
-            count = min(wanted, sequence.num_remaining - 1, budget, slots)
+            count = min(drafts_wanted(sequence), sequence.num_remaining - 1, budget // len(members))
+            while count > 0 and sum(_missing(member, count) for member in members) > self.pool.num_available:
+                count -= 1
             if count > 0:
-                missing = blocks_for(sequence.num_tokens + count) - len(sequence.blocks)
-                sequence.blocks.extend(self.pool.allocate() for _ in range(missing))
+                for member in members:
+                    member.blocks.extend(self.pool.allocate() for _ in range(_missing(member, count)))
                 chunks[index] = replace(chunk, num_drafts=count)
-                budget -= count
+                budget -= count * len(members)
+
+    def _drafting_together(self, sequence: Sequence) -> tuple[Sequence, ...]:
+        """The sequence and its companion, which are given room for drafts both or neither."""
+        companion = self._companions.get(sequence)
+        return (sequence,) if companion is None else (sequence, companion)
 
     def _blocks_being_filled(self) -> set[bytes]:
         """Hashes of full blocks that running sequences hold but have not computed yet."""
@@ -214,3 +232,8 @@ class Scheduler:
             for sequence in self.running
             for content in sequence.hashes(sequence.num_tokens // BLOCK_SIZE)[sequence.num_published :]
         }
+
+
+def _missing(sequence: Sequence, num_drafts: int) -> int:
+    """Blocks that the sequence lacks for its tokens and so many drafts."""
+    return blocks_for(sequence.num_tokens + num_drafts) - len(sequence.blocks)

@@ -60,6 +60,15 @@ class Sequence:
         usable = min(self.num_prompt_logprobs, self.num_tokens - 1) if wants_logits else self.num_tokens - 1
         return max(usable, 0) // BLOCK_SIZE
 
+    def fork(self, request: SequenceRequest) -> "Sequence":
+        """Another sequence with the same tokens. Nothing of it is computed: admission gives it this one's full blocks,
+        and it computes those of the last block anew, to the same bits."""
+        copy = Sequence(request)
+        copy.tokens = list(self.tokens)
+        copy._hashes = list(self._hashes)
+        copy.may_draft = self.may_draft
+        return copy
+
     def forget_cache(self) -> list[int]:
         """Preempted: nothing is computed any more. Returns the blocks to release."""
         blocks, self.blocks = self.blocks, []

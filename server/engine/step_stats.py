@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.engine.scheduler import Schedule, Scheduler
-from server.engine.types import SequenceOutput, StepStats
+from server.engine.scheduler import Chunk, Schedule, Scheduler
+from server.engine.types import SequenceOutput, SequenceStep, StepStats
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ def step_stats(
     schedule: Schedule, scheduler: Scheduler, outputs: Sequence[SequenceOutput], times: StepTimes
 ) -> StepStats:
     """`scheduler` as the step left it."""
-    # Computed tokens are prompt tokens unless they are outputs fed back; a replay computes both again.
-    fed_back = sum(max(0, chunk.end - max(chunk.start, chunk.sequence.num_prompt)) for chunk in schedule.chunks)
+    drafted = {output.id: output for output in outputs if output.num_drafted}
+    sequences = tuple(_sequence_step(chunk, drafted.get(chunk.sequence.request.id)) for chunk in schedule.chunks)
     return StepStats(
         started_at=times.schedule,
         duration_seconds=times.end - times.schedule,
@@ -32,7 +32,7 @@ def step_stats(
         draft_seconds=times.run - times.draft,
         forward_seconds=times.forward_seconds,
         sample_seconds=times.end - times.decide,
-        num_prompt_tokens=sum(chunk.length for chunk in schedule.chunks) - fed_back,
+        num_prompt_tokens=sum(sequence.num_prompt_tokens for sequence in sequences),
         num_generated_tokens=sum(len(output.tokens) for output in outputs),
         num_draft_tokens=sum(output.num_drafted for output in outputs),
         num_accepted_tokens=sum(output.num_accepted for output in outputs),
@@ -44,4 +44,12 @@ def step_stats(
         num_blocks=scheduler.pool.num_blocks,
         num_free_blocks=scheduler.pool.num_free,
         num_cached_blocks=scheduler.pool.num_cached,
+        sequences=sequences,
     )
+
+
+def _sequence_step(chunk: Chunk, drafted: SequenceOutput | None) -> SequenceStep:
+    # Computed tokens are prompt tokens unless they are outputs fed back; a replay computes both again.
+    fed_back = max(0, chunk.end - max(chunk.start, chunk.sequence.num_prompt))
+    num_drafted, num_accepted = (drafted.num_drafted, drafted.num_accepted) if drafted else (0, 0)
+    return SequenceStep(chunk.sequence.request.id, chunk.length - fed_back, fed_back, num_drafted, num_accepted)

@@ -1,13 +1,16 @@
 """What goes into the engine and what one step returns: plain frozen data, no torch."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from server.engine.grammar_spec import Grammar
-from server.engine.params import SamplingParams
+from server.engine.params import ParameterError, SamplingParams
+from server.engine.sampling.ranges import Range
+from server.engine.tracing_types import TokenTrace, TraceOptions
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 DraftMethod = Literal["off", "draft", "ngram", "suffix", "auto"]
+MAX_DRAFT_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -17,13 +20,62 @@ class Speculation:
     method: DraftMethod = "off"
     num_tokens: int = 4  # drafted per step at most
 
+    def __post_init__(self) -> None:
+        """Raises ParameterError for more than MAX_DRAFT_TOKENS or none."""
+        if not 1 <= self.num_tokens <= MAX_DRAFT_TOKENS:
+            message = f"is {self.num_tokens}; it must be between 1 and {MAX_DRAFT_TOKENS}"
+            raise ParameterError("speculative.num_tokens", message)
+
+
+GUIDANCE_SCALES = Range(-20.0, 20.0)
+
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance: logits are pushed away from those after `negative_prompt` (Sanchez et al. 2023)."""
+    """Classifier-free guidance: logits are pushed away from those after `negative_prompt` (Sanchez et al. 2023).
+
+    Raises ParameterError for a scale out of range.
+    """
 
     negative_prompt: tuple[int, ...]
-    scale: float  # 1 changes nothing
+    scale: float  # 1 changes nothing, 0 decodes the negative prompt
+
+    def __post_init__(self) -> None:
+        GUIDANCE_SCALES.check("guidance_scale", self.scale)
+
+
+MAX_BEAMS = 16
+EarlyStopping = bool | Literal["never"]
+
+
+@dataclass(frozen=True)
+class BeamSearch:
+    """Search for the likeliest texts instead of sampling one; see `beam_group` for what the fields mean.
+
+    Sequences that differ in nothing but `rank` (and the seed, which is not used) and are added together share one
+    search; each gets another of its hypotheses. Raises ParameterError for values out of range.
+    """
+
+    width: int
+    rank: int = 0  # which hypothesis the sequence gets, 0 being the best
+    length_penalty: float = 1.0  # the exponent of the length that sums of log-probabilities are divided by
+    early_stopping: EarlyStopping = False
+    num_groups: int = 1
+    diversity_penalty: float = 0.0  # per beam of an earlier group that chose the same token in the same step
+
+    def __post_init__(self) -> None:
+        Range(1, MAX_BEAMS).check("beam_width", self.width)
+        Range(0, self.width - 1).check("n", self.rank)
+        Range(-10.0, 10.0).check("length_penalty", self.length_penalty)
+        Range(1, self.width).check("num_beam_groups", self.num_groups)
+        Range(0.0, 100.0).check("diversity_penalty", self.diversity_penalty)
+        if self.width % self.num_groups:
+            raise ParameterError(
+                "num_beam_groups", f"is {self.num_groups}; it must divide the beam width, which is {self.width}"
+            )
+        if (self.num_groups > 1) != (self.diversity_penalty > 0.0):
+            message = f"is {self.diversity_penalty} with {self.num_groups} groups; it must be above 0 with several"
+            raise ParameterError("diversity_penalty", message + " and 0 with one")
 
 
 @dataclass(frozen=True)
@@ -31,7 +83,8 @@ class SequenceRequest:
     """One sequence to decode. A client request with several prompts or n > 1 is several of these.
 
     `id` is unique for the life of the engine process. `cache_salt` separates tenants: prefix-cache blocks are shared
-    only between sequences with equal salts.
+    only between sequences with equal salts. The last `num_forked` tokens of the prompt were another sequence's output,
+    which this one continues: to everything that looks back they are output, to what counts tokens they are prompt.
     """
 
     id: int
@@ -41,6 +94,19 @@ class SequenceRequest:
     speculation: Speculation = Speculation()
     grammar: Grammar | None = None
     guidance: Guidance | None = None
+    beams: BeamSearch | None = None
+    num_forked: int = 0
+    trace: TraceOptions | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ParameterError for a trace of a beam search, which makes no choice that it could show."""
+        if self.trace is not None and self.beams is not None:
+            raise ParameterError("trace", "is set together with beam search; they do not combine")
+
+    @property
+    def forked(self) -> tuple[int, ...]:
+        """The output of another sequence that this one continues."""
+        return self.prompt[len(self.prompt) - self.num_forked :]
 
 
 @dataclass(frozen=True)
@@ -52,6 +118,7 @@ class TokenLogprob:
     rank: int  # 1 = the most likely token
     top_tokens: tuple[int, ...]  # most likely first, ties by lower id
     top_logprobs: tuple[float, ...]
+    entropy: float = 0.0  # of the whole distribution, in nats
 
 
 @dataclass(frozen=True)
@@ -74,6 +141,28 @@ class SequenceOutput:
     num_drafted: int = 0  # tokens guessed ahead in this step
     num_accepted: int = 0  # of them, those that became tokens of the sequence
     error: str = ""  # why the finish reason is "error"
+    blames_grammar: bool = False  # the error is the client's: a grammar that is not one, or too much for its limits
+    beam_score: float | None = None  # of a finished hypothesis of a beam search
+    traces: tuple[TokenTrace, ...] = ()  # as long as `tokens` when asked for
+
+
+class SequenceStep(NamedTuple):
+    """One sequence's part in one step: how many of its tokens were computed and guessed."""
+
+    id: int
+    num_prompt_tokens: int
+    num_decode_tokens: int  # outputs fed back; more than one in a replay after a preemption
+    num_draft_tokens: int
+    num_accepted_tokens: int
+
+
+@dataclass(frozen=True)
+class DraftCounts:
+    """What became of one step's drafts by one method, by their place behind the latest token (the first is next)."""
+
+    method: DraftMethod  # never "off" or "auto": whoever drafted
+    num_drafted: tuple[int, ...]  # MAX_DRAFT_TOKENS places
+    num_accepted: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -98,6 +187,9 @@ class StepStats:
     num_blocks: int
     num_free_blocks: int  # neither referenced nor cached
     num_cached_blocks: int  # unreferenced, kept for their contents
+    sequences: tuple[SequenceStep, ...] = ()  # those that ran
+    drafts: tuple[DraftCounts, ...] = ()  # of the methods that drafted
+    has_draft_model_failed: bool = False  # for good: it drafts no more
 
 
 @dataclass(frozen=True)
@@ -121,3 +213,8 @@ class EngineInfo:
     num_blocks: int
     block_size: int
     fingerprint: str = ""  # of the checkpoint's contents
+    has_draft_model: bool = False
+    # What a trace of the model's insides has to tell of; 0 where it cannot be told.
+    num_layers: int = 0
+    num_heads: int = 0
+    num_experts_per_token: int = 0

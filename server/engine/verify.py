@@ -1,4 +1,4 @@
-"""From a step's logits to tokens: the target is sampled at every drafted position, and drafts are kept while they agree.
+"""From a step's logits to tokens: the target is sampled at every drafted position, drafts are kept while they agree.
 
 Each position is sampled with its own noise (design, section 4), so the tokens are those of decoding without drafts,
 which is this with none. Knows no scheduler and no cache.
@@ -10,13 +10,13 @@ from typing import TypeVar
 from torch import Tensor
 
 from server.engine.decoding import Verification
-from server.engine.sampler import choose, describe
+from server.engine.sampler import Observe, choose, describe, observe_nothing
 from server.engine.types import TokenLogprob
 
 T = TypeVar("T")
 
 
-def verify(logits: Tensor, verifications: Iterable[Verification]) -> None:
+def verify(logits: Tensor, verifications: Iterable[Verification], observe: Observe = observe_nothing) -> None:
     """Give every sequence its tokens of this step; logits [rows, vocab] float32, left as they are.
 
     Rows are sampled in rounds: a sequence whose choices depend on its history gets one token a round.
@@ -29,7 +29,9 @@ def verify(logits: Tensor, verifications: Iterable[Verification]) -> None:
             for one, rows in zip(going_on, ready, strict=True)
             for ahead in range(len(rows))
         ]
-        chosen = choose(logits[index], [row for rows in ready for row in rows])
+        if not index:
+            return  # every grammar that was left gave up
+        chosen = choose(logits[index], [row for rows in ready for row in rows], observe)
         parts = _cut(chosen, map(len, ready))
         going_on = [one for one, part in zip(going_on, parts, strict=True) if one.keep(part)]
 
@@ -37,7 +39,9 @@ def verify(logits: Tensor, verifications: Iterable[Verification]) -> None:
 def describe_chosen(logits: Tensor, verifications: Sequence[Verification]) -> list[tuple[TokenLogprob, ...]]:
     """Log-probabilities of each sequence's new tokens in the model's own distribution; empty where not asked for."""
     asked = [one.decoding.sequence.request.params.logprobs for one in verifications]
-    index, tokens, counts = [], [], []
+    index: list[int] = []
+    tokens: list[int] = []
+    counts: list[int] = []
     for one, count in zip(verifications, asked, strict=True):
         if count is not None:
             index += range(one.first_row, one.first_row + len(one.tokens))

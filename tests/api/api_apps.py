@@ -8,21 +8,31 @@ import httpx
 from fake_engine import ByteTokenizer, FakeEngine
 from fastapi import FastAPI
 
+from server.admission import QueueLimits
 from server.api.app import create_app
+from server.api.instruments import Instruments
 from server.api.served_model import ServedModel
 from server.api.settings import ApiSettings
+from server.engine.config import EngineConfig
+from server.timeline import Timeline
 
 NOW = 1_700_000_000
+QUEUE = QueueLimits(512, 576)
 MODEL = ServedModel("tiny", Path("tiny"), ByteTokenizer(), None, NOW - 1000)
 
 
-def make_app(engine: FakeEngine, model: ServedModel = MODEL, settings: ApiSettings | None = None) -> FastAPI:
+def make_app(
+    engine: FakeEngine,
+    model: ServedModel = MODEL,
+    settings: ApiSettings | None = None,
+    timeline: Timeline | None = None,
+) -> FastAPI:
     counter = itertools.count(1)
     return create_app(
         engine,
         [model],
         settings or ApiSettings(),
-        lambda: b"# metrics\n",
+        Instruments(lambda: b"# metrics\n", timeline or Timeline([model.name]), QUEUE, EngineConfig()),
         clock=lambda: NOW + 0.5,
         random_bits=lambda: next(counter),
     )

@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from server.engine.inspection import Inspection
 from server.engine.types import EngineInfo, SequenceOutput, SequenceRequest, TokenLogprob
-from server.errors import EngineFailed, ServerError
+from server.errors import EngineFailed, EngineUnavailable, ServerError
+from server.origins import Origin
 
 EOS = 256
 BOS = 257
 VOCAB_SIZE = 258
+EMPTY = Inspection(64, 64, 0, 0, 0, (), 0, (), 0, ())
 
 Script = Sequence[SequenceOutput]  # one entry per step; ids are filled in
 Reply = Callable[[SequenceRequest], Script]
@@ -23,6 +26,7 @@ class ByteTokenizer:
     bos_token_id = BOS
     special_ids = frozenset({EOS, BOS})
     chat_template = None
+    max_token_bytes = 1
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
@@ -129,6 +133,10 @@ class FakeEngine:
     released: asyncio.Event = field(default_factory=asyncio.Event)
     opened: list[FakeGeneration] = field(default_factory=list)
     requests: list[list[SequenceRequest]] = field(default_factory=list)
+    checked: list[tuple[str, int]] = field(default_factory=list)
+    inspection: Inspection = EMPTY
+    inspected: list[tuple[str, str, int]] = field(default_factory=list)
+    origins: dict[int, Origin] = field(default_factory=dict)
 
     def models(self) -> Mapping[str, EngineInfo]:
         return self.known
@@ -136,7 +144,14 @@ class FakeEngine:
     def is_ready(self) -> bool:
         return self.ready
 
-    def open(self, model: str, sequences: Sequence[SequenceRequest]) -> FakeGeneration:
+    def check_admission(self, model: str, num_sequences: int) -> None:
+        self.checked.append((model, num_sequences))
+        if self.refusal is not None:
+            raise self.refusal
+        if model not in self.known:
+            raise EngineUnavailable("the engine is still loading")
+
+    def open(self, model: str, sequences: Sequence[SequenceRequest], answer_id: str = "") -> FakeGeneration:
         assert model in self.known
         assert [sequence.id for sequence in sequences] == list(range(len(sequences)))
         if self.refusal is not None:
@@ -144,3 +159,12 @@ class FakeEngine:
         self.requests.append(list(sequences))
         self.opened.append(FakeGeneration([self.reply(sequence) for sequence in sequences], self))
         return self.opened[-1]
+
+    async def inspect(self, model: str, salt_prefix: str, limit: int) -> Inspection:
+        self.inspected.append((model, salt_prefix, limit))
+        if self.refusal is not None:
+            raise self.refusal
+        return self.inspection
+
+    def find_origin(self, id_: int) -> Origin | None:
+        return self.origins.get(id_)

@@ -77,9 +77,9 @@ WRONG_ANYWHERE: list[tuple[str, object, str, list[str]]] = [
     ("cache_salt", "x" * 257, "cache_salt", ["256 characters"]),
     ("tempurature", 1, "tempurature", ["Unknown parameter"]),
     ("x" * 1000, 1, "x" * 80 + "...", ["Unknown parameter"]),
-    ("use_beam_search", True, "use_beam_search", ["true", "only sampling"]),
     ("skip_special_tokens", False, "skip_special_tokens", ["only true"]),
-    ("response_format", {"type": "json_object"}, "response_format", ["text"]),
+    ("response_format", {"type": "xml"}, "response_format.type", ['"xml"', '"text", "json_object" or "json_schema"']),
+    ("response_format", "json_object", "response_format", ['"json_object"', "an object"]),
 ]
 
 WRONG_COMPLETIONS: list[tuple[str, object, str, list[str]]] = [

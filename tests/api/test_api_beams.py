@@ -3,7 +3,8 @@
 import httpx
 import pytest
 from api_apps import client_of, make_app, with_template
-from api_requests import chat, choice_of, complete, refused
+from api_requests import Json, chat, choice_of, complete, refused, stream
+from core_engine import CoreEngine
 from fake_engine import FakeEngine
 
 from server.engine.types import BeamSearch, Guidance, SequenceRequest, Speculation
@@ -94,6 +95,45 @@ async def test_a_stop_string_cuts_a_hypothesis() -> None:
     async with client_of(make_app(FakeEngine())) as client:
         answer = await complete(client, beam_width=2, stop=[","])
     assert (choice_of(answer)["text"], choice_of(answer)["finish_reason"]) == ("Hello", "stop")
+
+
+SEARCH: Json = {"beam_width": 3, "n": 3, "max_tokens": 6, "length_penalty": 0.5, "include_stop_str_in_output": True}
+
+
+async def test_every_hypothesis_tells_its_score() -> None:
+    """The sum of its log-probabilities over its length to the power of the penalty."""
+    async with client_of(make_app(CoreEngine())) as client:
+        answer = await complete(client, **SEARCH, logprobs=0)
+    scores = [choice["beam_score"] for choice in answer["choices"]]
+    logprobs = [choice["logprobs"]["token_logprobs"] for choice in answer["choices"]]
+    assert scores == pytest.approx([sum(own) / len(own) ** 0.5 for own in logprobs])
+    assert scores == sorted(scores, reverse=True)
+
+
+async def test_a_stream_tells_the_score_with_the_last_chunk_only() -> None:
+    messages = [{"role": "user", "content": "Say:"}]
+    asked: dict[str, Json] = {"/v1/completions": {"prompt": "Say:"}, "/v1/chat/completions": {"messages": messages}}
+    for path, question in asked.items():
+        async with client_of(make_app(CoreEngine())) as client:
+            events = await stream(client, path, {**question, **SEARCH})
+            whole = (await client.post(path, json={"model": "tiny", **question, **SEARCH})).json()
+        told = [choice for event in events for choice in event["choices"]]
+        assert all(("beam_score" in choice) == (choice["finish_reason"] is not None) for choice in told)
+        scores = {choice["index"]: choice["beam_score"] for choice in told if choice["finish_reason"]}
+        assert scores == {choice["index"]: choice["beam_score"] for choice in whole["choices"]}
+        assert len(set(scores.values())) == 3
+
+
+async def test_what_was_drawn_or_cut_or_not_found_has_no_score() -> None:
+    async with client_of(make_app(CoreEngine())) as client:
+        drawn = await complete(client, max_tokens=3)
+        found = await complete(client, **SEARCH, allowed_token_ids=[65])
+        cut = await complete(client, **SEARCH, stop=["A"], allowed_token_ids=[65])
+    assert "beam_score" not in choice_of(drawn)
+    assert [choice["text"] for choice in found["choices"]] == ["A" * 6, "", ""]
+    assert [choice["finish_reason"] for choice in found["choices"]] == ["length", "stop", "stop"]
+    assert ["beam_score" in choice for choice in found["choices"]] == [True, False, False]
+    assert not any("beam_score" in choice for choice in cut["choices"])
 
 
 @pytest.mark.parametrize(

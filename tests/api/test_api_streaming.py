@@ -165,7 +165,7 @@ def broken(after: bytes) -> Reply:
     """Says `after`, then reports numbers that are not finite."""
 
     def reply(request: SequenceRequest) -> Script:
-        return [*(SequenceOutput(0, (byte,)) for byte in after), SequenceOutput(0, finish_reason="error")]
+        return [*(SequenceOutput(0, (byte,)) for byte in after), SequenceOutput(0, finish_reason="error", error="The numbers are not finite.")]
 
     return reply
 

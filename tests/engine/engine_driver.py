@@ -9,6 +9,7 @@ from server.engine.block_pool import BLOCK_SIZE, BlockPool
 from server.engine.core import EngineCore
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
+from server.engine.speculation import Speculator
 from server.engine.types import (
     EngineInfo,
     FinishReason,
@@ -79,13 +80,18 @@ class Ticks:
 
 
 def engine_core(
-    model: GPT, num_blocks: int = 400, max_running: int = 64, max_step_tokens: int = 512, eos: tuple[int, ...] = (EOS,)
+    model: GPT,
+    num_blocks: int = 400,
+    max_running: int = 64,
+    max_step_tokens: int = 512,
+    eos: tuple[int, ...] = (EOS,),
+    speculator: Speculator | None = None,
 ) -> EngineCore:
     config = model.config
     info = engine_info(config.vocab_size, min(config.context_length, num_blocks * BLOCK_SIZE), num_blocks, eos)
     clock = Ticks()
     scheduler = Scheduler(BlockPool(num_blocks), max_running, max_step_tokens)
-    return EngineCore(info, Runner(model, num_blocks, clock), scheduler, clock)
+    return EngineCore(info, Runner(model, num_blocks, clock), scheduler, clock, speculator)
 
 
 def engine_info(vocab_size: int, context_length: int, num_blocks: int, eos: tuple[int, ...] = (EOS,)) -> EngineInfo:

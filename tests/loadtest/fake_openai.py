@@ -36,6 +36,8 @@ class FakeOpenAI:
         self.headers: list[dict[str, str]] = []
         self.in_flight = self.peak = 0
         self.url = ""
+        self.context_length: int | None = None
+        """What it tells of its model; None tells nothing."""
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._serve)
@@ -68,7 +70,10 @@ class FakeOpenAI:
         await runner.cleanup()
 
     async def _models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": "tiny", "object": "model"}]})
+        tiny = {"id": "tiny", "object": "model"}
+        if self.context_length is not None:
+            tiny["max_model_len"] = self.context_length
+        return web.json_response({"object": "list", "data": [tiny]})
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

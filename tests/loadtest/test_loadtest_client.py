@@ -7,11 +7,12 @@ import time
 import pytest
 from fake_openai import Behaviour, FakeOpenAI
 
-from loadtest.client import Client, first_model, open_session
+from loadtest.client import Client, open_session
 from loadtest.config import RequestOptions, ServerOptions
 from loadtest.loops import closed_loop, open_loop
 from loadtest.record import Record, RequestError
 from loadtest.schedule import poisson_arrivals
+from loadtest.served import list_models
 from loadtest.workload import Workload
 
 
@@ -111,7 +112,7 @@ def test_a_server_that_is_not_there_has_no_models():
 
     async def go():
         async with open_session(server) as session:
-            await first_model(session, server.url)
+            await list_models(session, server.url)
 
     with pytest.raises(RequestError, match="connect"):
         asyncio.run(go())

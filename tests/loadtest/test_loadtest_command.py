@@ -170,8 +170,57 @@ def test_a_bad_setting_is_refused_on_one_line(arguments, expected, capsys):
 def test_a_server_that_is_not_there_is_told_on_one_line(capsys):
     assert main(["--url", "http://127.0.0.1:9"]) == 1
     captured = capsys.readouterr().err
-    assert captured.startswith("minigpt-loadtest: cannot begin: connect")
+    assert captured.startswith("minigpt-loadtest: cannot begin: connect: Cannot connect to host 127.0.0.1:9 [")
+    assert "ssl" not in captured
     assert captured.count("\n") == 1
+
+
+UNCOUNTED = ["--num-requests", "8", "--warmup-requests", "0"]
+
+
+@pytest.mark.parametrize("model", [[], ["--model", "tiny"]])
+@pytest.mark.parametrize("context_length", [64, 256, 300])
+@pytest.mark.parametrize("shared", [[], ["--shared-prefix", "2"]])
+def test_default_lengths_fit_the_context_that_a_server_tells(fake: FakeOpenAI, capsys, model, context_length, shared):
+    fake.context_length = context_length
+    fake.behave = lambda number, body: Behaviour(  # as a model of single characters would
+        status=400 if len(body["prompt"]) + body["max_tokens"] > context_length else 200
+    )
+    assert main(["--url", fake.url, *model, *UNCOUNTED, *shared]) == 0
+    assert "note: the default lengths do not fit" in capsys.readouterr().out
+    assert len(fake.bodies) == 8
+
+
+@pytest.mark.parametrize("context_length", [None, 100_000])
+def test_default_lengths_are_whole_where_the_context_is_long_or_unknown(fake: FakeOpenAI, capsys, context_length):
+    fake.context_length = context_length
+    assert main(["--url", fake.url, *UNCOUNTED]) == 0
+    assert "do not fit" not in capsys.readouterr().out
+    assert {(len(body["prompt"].split()), body["max_tokens"]) for body in fake.bodies} == {(48, 64)}
+
+
+def test_lengths_that_were_asked_for_stay_whether_they_fit_or_not(fake: FakeOpenAI, tmp_path, capsys):
+    fake.context_length = 256
+    out = tmp_path / "out.json"
+    lengths = ["--prompt-length", "fixed:90", "--output-length", "fixed:400"]
+    assert main(["--url", fake.url, *UNCOUNTED, *lengths, "--json", str(out)]) == 0
+    assert "do not fit" not in capsys.readouterr().out
+    assert {(len(body["prompt"].split()), body["max_tokens"]) for body in fake.bodies} == {(90, 400)}
+    assert main(["--url", fake.url, *UNCOUNTED, "--output-length", "fixed:20", "--json", str(out)]) == 0
+    requests = results(out)["config"]["requests"]
+    assert (requests["prompt_length"], requests["output_length"]) == ("fixed:25", "fixed:20")
+
+
+def test_of_two_servers_the_shorter_context_decides(fake: FakeOpenAI):
+    other = FakeOpenAI()
+    other.context_length = 128
+    other.start()
+    fake.context_length = 4096
+    try:
+        assert main(["--url", fake.url, "--versus", other.url, "--rounds", "1", *UNCOUNTED]) == 0
+    finally:
+        other.stop()
+    assert {body["max_tokens"] for body in fake.bodies} == {128 // 4}
 
 
 def test_help_teaches_with_examples(capsys):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Sequence
 
+from server.engine.inspection import Inspection
 from server.engine.params import SamplingParams
 from server.engine.types import EngineInfo, SequenceOutput, SequenceRequest, StepOutput, StepStats
 
@@ -83,6 +84,10 @@ class FakeCore:
             time.sleep(self._step_seconds)
         num_generated = sum(len(output.tokens) for output in outputs)
         return StepOutput(tuple(outputs), self._stats(started_at, num_generated))
+
+    def inspect(self, salt_prefix: str, limit: int) -> Inspection:
+        num_running = len(self._running)
+        return Inspection(NUM_BLOCKS, NUM_BLOCKS - num_running, 0, num_running, 0, (), num_running, (), 0, ())
 
     def _advance(self, id_: int) -> SequenceOutput:
         request, start = self._requests[id_], self._running[id_]

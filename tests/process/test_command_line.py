@@ -129,6 +129,8 @@ def test_refusals_are_one_line_on_every_terminal(encoding: str) -> None:
         ("x hi --max-running 0", "--max-running 0: must be between 1 and 4096"),
         ("x hi --stop=", "--stop '': must hold at least 1 character"),
         ("/nowhere/at/all hi", "/nowhere/at/all: there is no such folder"),
+        ("x hi --speculative draft", "--speculative draft: must come with --draft"),
+        (f"{SHIPPED} hi --draft /nowhere/at/all", "/nowhere/at/all: there is no such folder"),
         ("/nowhere/at/all hi --max-tokens -1", "--max-tokens -1: must be at least 0"),
     ],
 )
@@ -157,6 +159,12 @@ def generated(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_generate_takes_an_empty_prompt_as_the_beginning_of_a_document(capfd: pytest.CaptureFixture[str]) -> None:
     written_out = generated(capfd, "<|endoftext|>", "--max-tokens", "12")
     assert generated(capfd, "", "--max-tokens", "12") == written_out.removeprefix("<|endoftext|>")
+
+
+def test_generate_writes_the_same_with_and_without_guessing_ahead(capfd: pytest.CaptureFixture[str]) -> None:
+    plain = generated(capfd, "ROMEO:", "--max-tokens", "24")
+    assert generated(capfd, "ROMEO:", "--max-tokens", "24", "--draft", f"{SHIPPED.parent}/shakespeare-draft") == plain
+    assert generated(capfd, "ROMEO:", "--max-tokens", "24", "--speculative", "ngram") == plain
 
 
 def test_generate_refuses_more_tokens_than_the_context_holds_and_by_default_fills_it(

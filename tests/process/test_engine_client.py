@@ -14,9 +14,9 @@ from server import engine_client
 from server.admission import QueueLimits
 from server.engine.types import FinishReason, SequenceOutput, StepOutput
 from server.engine_client import EngineClient
-from server.errors import BadRequest, Draining, EngineFailed, EngineUnavailable, QueueFull
+from server.errors import BadRequest, Draining, EngineFailed, EngineUnavailable, FrameTooLarge, QueueFull
 from server.generation import Generation
-from server.protocol import Commands, Refused, StepReport
+from server.protocol import Commands, Refused, StepReport, encode
 from server.records import TokenGap
 
 LIMITS = QueueLimits(max_waiting=16, max_open=24)
@@ -122,6 +122,86 @@ def test_enormous_prompts_are_spread_over_several_messages(monkeypatch: pytest.M
         sent = [[len(addition.sequence.prompt) for addition in commands.add] for commands in bench.sent]
         assert sent == [[30, 30, 30], [30], [250], [10, 90], [1]]
         assert [commands.abort for commands in bench.sent] == [(), (), (), (), (3,)]
+
+    run(test)
+
+
+class NarrowBench(Bench):
+    """Its wire takes messages of at most so many bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__()
+        self.max_bytes = max_bytes
+
+    def connect(self) -> Bench:
+        self.client.connect([INFO, INFO], self.send)
+        return self
+
+    def send(self, commands: Commands) -> None:
+        size = len(encode(commands))
+        if size > self.max_bytes:
+            raise FrameTooLarge(f"{size} bytes")
+        self.sent.append(commands)
+
+
+def test_sequences_too_large_for_a_message_end_as_errors_and_the_others_go_on() -> None:
+    async def test() -> None:
+        bench = NarrowBench(1_000).connect()
+        huge = replace(request([1], 8).params, allowed_tokens=tuple(range(1000)))
+        requests = [request([1, n], 8, id_=n) for n in range(12)]
+        for n in (0, 5, 11):
+            requests[n] = replace(requests[n], params=huge)
+        generation = bench.client.open("a", requests)
+        generation.stop(3)
+        await asyncio.sleep(0)
+        carried = [addition.sequence.id for commands in bench.sent for addition in commands.add]
+        assert carried == [1, 2, 3, 4, 6, 7, 8, 9, 10]
+        assert [id_ for commands in bench.sent for id_ in commands.abort] == [3]
+        bench.step(*(output(n, 1, finish="length") for n in carried if n != 3))
+        ended = {one.id: one.finish_reason for item in await read(generation) for one in item}
+        assert ended == {n: "error" if n in (0, 5, 11) else "length" for n in range(12) if n != 3}
+        assert bench.recorder.outcomes() == {"error": 3, "stop": 1, "length": 8}
+        generation.close()
+        await bench.client.wait_until_idle()
+
+    run(test)
+
+
+def test_a_sequence_too_large_alone_does_not_take_the_aborts_with_it() -> None:
+    async def test() -> None:
+        bench = NarrowBench(1_000).connect()
+        first = bench.client.open("a", [request([1], 8)])
+        await asyncio.sleep(0)
+        second = bench.client.open("b", [request([1] * 2000, 8)])
+        first.close()
+        await asyncio.sleep(0)
+        assert bench.sent[1:] == [Commands(abort=(0,))]
+        assert [one.finish_reason for item in await read(second) for one in item] == ["error"]
+
+    run(test)
+
+
+def test_asking_whether_there_is_room_takes_none_and_counts_every_refusal() -> None:
+    async def test() -> None:
+        bench = Bench()
+        with pytest.raises(EngineUnavailable, match="still loading"):
+            bench.client.check_admission("b", 1)
+        bench.connect()
+        for _ in range(3):
+            bench.client.check_admission("a", 16)
+        bench.open(10)
+        with pytest.raises(QueueFull):
+            bench.client.check_admission("a", 7)
+        bench.client.check_admission("a", 6)
+        bench.client.check_admission("b", 16)
+        with pytest.raises(BadRequest, match="17 sequences"):
+            bench.client.check_admission("b", 17)
+        bench.open(6)
+        bench.client.drain()
+        with pytest.raises(Draining):
+            bench.client.check_admission("a", 1)
+        assert bench.recorder.rejected == [("b", "unavailable"), ("a", "queue_full"), ("a", "draining")]
+        assert bench.recorder.started == [("a", 10), ("a", 6)]
 
     run(test)
 

@@ -1,7 +1,8 @@
 """The whole server as a process over a fake engine: start, drain, cuts, crashes and exit codes, seen from outside."""
 
-import contextlib
+import asyncio
 import json
+import logging
 import os
 import re
 import signal
@@ -15,6 +16,9 @@ import httpx
 import pytest
 from fake_core import CRASH_TOKEN, expected_tokens
 from fake_server import text_of, write_checkpoint
+from fastapi import FastAPI
+
+from server.lifetime import build_http_server
 
 FAKE_SERVER = str(Path(__file__).with_name("fake_server.py"))
 PATIENCE_SECONDS = 30
@@ -204,10 +208,24 @@ def test_a_second_ctrl_c_cuts_at_once(start: Start) -> None:
         server.process.send_signal(signal.SIGINT)
         server.wait_for("draining signal=SIGINT")
         server.process.send_signal(signal.SIGINT)
-        assert server.exit_code() == 1
-        with contextlib.suppress(httpx.RemoteProtocolError):  # whether it still gets to hear why is a matter of luck
-            stream.rest()
-        assert "[DONE]" not in stream.events
+        events = stream.rest()
+    assert json.loads(events[-1])["error"] == {
+        "message": "the server is shutting down",
+        "type": "server_error",
+        "param": None,
+        "code": "engine_error",
+    }
+    assert server.exit_code() == 1
+    assert not any("Traceback" in line or " ERROR " in line for line in server.lines)
+
+
+@pytest.mark.parametrize(("error", "is_shown"), [(asyncio.CancelledError(), False), (ValueError("no"), True)])
+def test_only_the_traceback_of_a_request_that_is_cut_is_kept_out_of_the_log(
+    error: BaseException, is_shown: bool
+) -> None:
+    build_http_server(FastAPI(), access_log=False)
+    record = logging.makeLogRecord({"name": "uvicorn.error", "exc_info": (type(error), error, None)})
+    assert bool(logging.getLogger("uvicorn.error").filter(record)) is is_shown
 
 
 def test_sigterm_while_loading_exits_with_0(start: Start) -> None:
