@@ -13,11 +13,12 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import NoReturn, Protocol
 
 from server.engine.inspection import Inspection
-from server.engine.types import EngineInfo, SequenceRequest, StepOutput
-from server.errors import CannotStart, Disconnected
+from server.engine.types import EngineInfo, SequenceOutput, SequenceRequest, StepOutput, StepStats
+from server.errors import CannotStart, Disconnected, FrameTooLarge
 from server.framing import MAX_FRAME_BYTES, FrameReader
 from server.logs import Event
 from server.protocol import (
@@ -84,7 +85,7 @@ class Link:
         return self._num_unsent_bytes > MAX_UNSENT_BYTES
 
     def send(self, message: FromEngine) -> None:
-        """Send, or keep for later what the socket does not take now."""
+        """Send, or keep for later what the socket does not take now. Raises FrameTooLarge, with nothing sent."""
         data = memoryview(encode(message))
         self._unsent.append(data)
         self._num_unsent_bytes += len(data)
@@ -195,7 +196,7 @@ def _serve(link: Link, load: Load) -> NoReturn:
         if number is None or link.is_clogged:
             link.wait()
         else:
-            link.send(StepReport(number, cores[number].step()))
+            _report(link, number, cores[number], cores[number].step())
             turn = number + 1
 
 
@@ -214,6 +215,58 @@ def _next_with_work(cores: Sequence[Core], turn: int) -> int | None:
         if cores[number].has_work():
             return number
     return None
+
+
+def _report(link: Link, number: int, core: Core, step: StepOutput) -> None:
+    """Send what a step has to say, in as many reports as it takes. Who has more to say than one holds ends, alone."""
+    try:
+        link.send(StepReport(number, step))
+    except FrameTooLarge as error:
+        if len(step.outputs) > 1:
+            middle = len(step.outputs) // 2
+            _report(link, number, core, replace(step, outputs=step.outputs[:middle]))
+            _report(link, number, core, StepOutput(step.outputs[middle:], _counted(step.stats)))
+            return
+        (output,) = step.outputs
+        logger.error(Event("output_too_large", sequence=output.id, reason=str(error)))
+        core.abort((output.id,))  # its last word after this one finds no reader
+        link.send(StepReport(number, replace(step, outputs=(_too_large(output),))))
+
+
+def _counted(stats: StepStats) -> StepStats:
+    """For further reports of a step: the gauges again, and nothing that would count twice."""
+    return StepStats(
+        started_at=stats.started_at,
+        duration_seconds=0.0,
+        schedule_seconds=0.0,
+        draft_seconds=0.0,
+        forward_seconds=0.0,
+        sample_seconds=0.0,
+        num_prompt_tokens=0,
+        num_generated_tokens=0,
+        num_draft_tokens=0,
+        num_accepted_tokens=0,
+        num_prefix_query_tokens=0,
+        num_prefix_hit_tokens=0,
+        num_preemptions=0,
+        num_running=stats.num_running,
+        num_waiting=stats.num_waiting,
+        num_blocks=stats.num_blocks,
+        num_free_blocks=stats.num_free_blocks,
+        num_cached_blocks=stats.num_cached_blocks,
+        has_draft_model_failed=stats.has_draft_model_failed,
+    )
+
+
+def _too_large(output: SequenceOutput) -> SequenceOutput:
+    """The end of a sequence whose output does not fit in a message."""
+    return SequenceOutput(
+        output.id,
+        finish_reason="error",
+        num_cached_tokens=output.num_cached_tokens,
+        scheduled_at=output.scheduled_at,
+        error="A single step gave this sequence more log-probabilities or traces than the server can pass on.",
+    )
 
 
 def _obey(message: ToEngine, cores: Sequence[Core], link: Link) -> None:

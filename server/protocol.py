@@ -1,8 +1,8 @@
 """What the HTTP process and the engine process say to each other, as tagged msgpack structs.
 
 To the engine: Configure once, then Commands, and now and then Inspect. From it: Ready or Fatal once, then a StepReport
-per step, the rare Refused, and an Inspected for each Inspect. Closing the connection is the only way to say goodbye,
-and both sides take it as that. Models are numbered in the order Configure lists them. Knows no sockets.
+or more per step, the rare Refused, and an Inspected for each Inspect. Closing the connection is the only way to say
+goodbye, and both sides take it as that. Models are numbered in the order Configure lists them. Knows no sockets.
 """
 
 import msgspec
@@ -67,7 +67,8 @@ class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
 
 
 class StepReport(msgspec.Struct, frozen=True, tag="step"):
-    """One step of one model's core, whole."""
+    """One step of one model's core. What one frame does not hold follows in further ones, whose stats repeat the gauges
+    and count nothing."""
 
     model: int
     step: StepOutput

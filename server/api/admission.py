@@ -1,13 +1,13 @@
 """From a checked request to the engine's sequences: parameters, limits, seeds. It knows no response shape."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from server.api.beams import read_beams, searching
 from server.api.choice import Choice, ChoiceOptions
-from server.api.guidance import guidance_in_force, read_guidance
-from server.api.parameters import InForce, check_choices, resolve
+from server.api.guidance import Guided, guidance_in_force, read_guidance
+from server.api.parameters import InForce, Resolved, check_choices, resolve
 from server.api.prompts import TokenizedPrompt, fit_max_tokens
 from server.api.run import Admitted
 from server.api.schemas import CompletionRequest
@@ -18,6 +18,7 @@ from server.api.speculative import read_speculation
 from server.api.stop_strings import StopStrings
 from server.api.structured import StructuredFields, grammar_refused, read_grammar
 from server.api.trace import check_trace_size, read_trace
+from server.api.words import Spellings
 from server.engine.params import SamplingParams
 from server.engine.types import SequenceRequest, Speculation
 from server.errors import BadRequest
@@ -41,47 +42,36 @@ def prepare(
     asked: CompletionRequest | ChatRequest,
     prompts: Sequence[TokenizedPrompt],
     tenant: str,
+    spellings: Spellings,
 ) -> Prepared:
     """The request's sequences, n for each prompt. Raises BadRequest, or EngineUnavailable for a model never loaded."""
     info = service.engine_info(model)
     n = check_choices(asked, len(prompts), service.settings)
-    resolved = resolve(asked, model.defaults, info, service.random_bits(), model.tokenizer)
+    resolved = resolve(asked, model.defaults, info, service.random_bits(), spellings)
     speculation = read_speculation(asked.speculative, service.settings.speculation, info)
-    grammar = read_grammar(asked)
-    is_chat = isinstance(asked, ChatRequest)
     rules = read_beams(asked, n)
     if rules is not None:
         resolved, speculation = searching(resolved, rules, asked), Speculation()
-    limits = [fit_max_tokens(prompt, resolved.max_tokens, is_chat, info.context_length) for prompt in prompts]
     guided = read_guidance(service, model, asked, prompts)
-    if guided is not None:
-        fitting = [fit_max_tokens(one.prompt, resolved.max_tokens, is_chat, info.context_length) for one in guided]
-        limits = [min(pair) for pair in zip(limits, fitting, strict=True)]
-    _check_num_candidates(resolved.params, n, prompts, limits)
-    trace = read_trace(asked.trace, info, has_beams=rules is not None)
-    sequences = [
-        SequenceRequest(
-            id=index,
-            prompt=prompts[index // n].tokens,
-            params=resolved.for_choice(index, limits[index // n]),
-            cache_salt=cache_salt(tenant, asked.cache_salt),
-            speculation=speculation,
-            grammar=grammar,
-            guidance=None if guided is None else guided[index // n].guidance,
-            beams=None if rules is None else replace(rules, rank=index % n),
-            num_forked=prompts[index // n].num_forked,
-            trace=trace,
-        )
-        for index in range(n * len(prompts))
-    ]
-    check_trace_size(info, sequences)
-    options = ChoiceOptions(
-        StopStrings(asked.stop),
-        bool(asked.include_stop_str_in_output),
-        resolved.params.min_tokens,
-        partial(grammar_refused, asked),
+    is_chat = isinstance(asked, ChatRequest)
+    limits = _limits(
+        prompts, guided, lambda prompt: fit_max_tokens(prompt, resolved.max_tokens, is_chat, info.context_length)
     )
+    _check_num_candidates(resolved.params, n, prompts, limits)
+    shared = SequenceRequest(
+        id=0,
+        prompt=(),
+        params=resolved.params,
+        cache_salt=cache_salt(tenant, asked.cache_salt),
+        speculation=speculation,
+        grammar=read_grammar(asked),
+        beams=rules,
+        trace=read_trace(asked.trace, info, has_beams=rules is not None),
+    )
+    sequences = _sequences(shared, resolved, n, prompts, guided, limits)
+    check_trace_size(info, sequences)
     seeds = [sequence.params.seed for sequence in sequences]
+    options = _choice_options(asked, resolved)
     choices = [Choice(model.tokenizer, options) for _ in sequences]
     in_force = {
         **resolved.told(limits),
@@ -91,6 +81,48 @@ def prepare(
     }
     speculates = speculation.method != "off"
     return Prepared(Admitted(prompts, n, seeds, in_force, speculates), sequences, choices)
+
+
+def _limits(
+    prompts: Sequence[TokenizedPrompt], guided: Sequence[Guided] | None, fit: Callable[[TokenizedPrompt], int]
+) -> list[int]:
+    """How many tokens each prompt's sequences may have: as many as fit behind it, and behind what guides it away."""
+    limits = [fit(prompt) for prompt in prompts]
+    if guided is None:
+        return limits
+    return [min(limit, fit(one.prompt)) for limit, one in zip(limits, guided, strict=True)]
+
+
+def _sequences(
+    shared: SequenceRequest,
+    resolved: Resolved,
+    n: int,
+    prompts: Sequence[TokenizedPrompt],
+    guided: Sequence[Guided] | None,
+    limits: Sequence[int],
+) -> list[SequenceRequest]:
+    """`shared` for every choice of every prompt."""
+    return [
+        replace(
+            shared,
+            id=index,
+            prompt=prompts[index // n].tokens,
+            params=resolved.for_choice(index, limits[index // n]),
+            guidance=None if guided is None else guided[index // n].guidance,
+            beams=None if shared.beams is None else replace(shared.beams, rank=index % n),
+            num_forked=prompts[index // n].num_forked,
+        )
+        for index in range(n * len(prompts))
+    ]
+
+
+def _choice_options(asked: CompletionRequest | ChatRequest, resolved: Resolved) -> ChoiceOptions:
+    return ChoiceOptions(
+        StopStrings(asked.stop),
+        bool(asked.include_stop_str_in_output),
+        resolved.params.min_tokens,
+        partial(grammar_refused, asked),
+    )
 
 
 def _structured_in_force(asked: StructuredFields) -> dict[str, InForce]:

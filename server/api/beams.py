@@ -7,20 +7,23 @@ from server.api.parameters import InForce, Resolved
 from server.api.schemas import GenerationRequest
 from server.api.structured import grammar_refused, read_grammar
 from server.engine.params import ParameterError, SamplingParams
-from server.engine.sampling.order import SAMPLERS
+from server.engine.sampling.order import PENALTIES, SAMPLERS
 from server.engine.types import BeamSearch
 from server.errors import BadRequest
 
 DEFAULT_WIDTH = 4
 
-_PENALTIES = frozenset(name for name, stage in SAMPLERS.items() if stage.shapes) - {"temperature"}
 # Parameters that only sampling looks at. Their fields have the same names.
 _SAMPLING_ONLY = (
-    *(parameter for name, stage in SAMPLERS.items() if name not in _PENALTIES for parameter in stage.parameters),
+    *(parameter for name, stage in SAMPLERS.items() if name not in PENALTIES for parameter in stage.parameters),
     "mirostat",
     "mirostat_tau",
     "mirostat_eta",
 )
+
+
+# What says which stages there are and in which order: of those that are left in a search, all, in their usual one.
+_ORDERING = ("samplers", "strategy")
 
 
 def read_beams(asked: GenerationRequest, n: int) -> BeamSearch | None:
@@ -66,7 +69,8 @@ def searching(resolved: Resolved, rules: BeamSearch, asked: GenerationRequest) -
         "num_beam_groups": rules.num_groups,
         "diversity_penalty": rules.diversity_penalty,
     }
-    in_force = {name: value for name, value in resolved.in_force.items() if name not in _SAMPLING_ONLY} | {
+    left_out = {*_SAMPLING_ONLY, *_ORDERING}
+    in_force = {name: value for name, value in resolved.in_force.items() if name not in left_out} | {
         name: InForce(value, "server" if getattr(asked, name) is None else "request") for name, value in fields.items()
     }
     if asked.num_beams is not None:
@@ -111,7 +115,7 @@ def _check_alone(asked: GenerationRequest) -> None:
     if method not in (None, "auto", "off"):
         message = f'speculative.method is {shown(method)}; beam search drafts nothing, so it must be "auto" or "off".'
         raise BadRequest(message, "speculative.method", "invalid_value")
-    for name in ("samplers", "strategy", "guidance_scale", "negative_prompt"):
+    for name in (*_ORDERING, "guidance_scale", "negative_prompt"):
         value = getattr(asked, name)
         if value is not None:
             message = f"{name} is {shown(value)}, which beam search does not combine with; leave it out."

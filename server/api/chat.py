@@ -18,6 +18,7 @@ from server.api.service import Service
 from server.api.shape_chat import ChatShape
 from server.api.shapes import Extras
 from server.api.validation import validate
+from server.api.words import read_spellings
 
 _FIELDS = frozenset(ChatRequest.model_fields)
 
@@ -36,7 +37,8 @@ def chat_router(service: Service) -> APIRouter:
         service.engine.check_admission(model.name, check_choices(asked, 1, service.settings))
         limit = TextLimit.of_context(model, service.engine_info(model))
         prompt = await tokenize_conversation(service, model, asked, limit)
-        prepared = prepare(service, model, asked, [prompt], getattr(request.state, "tenant", ""))
+        spellings = await read_spellings(model, [asked])
+        prepared = prepare(service, model, asked, [prompt], getattr(request.state, "tenant", ""), spellings)
         names = TokenNames(model.tokenizer, bool(asked.return_tokens_as_token_ids))
         shape = ChatShape(Extras.of(asked, prepared.admitted, names), num_logprobs(asked))
         return await respond(request, Answering(service, model, asked, prepared, shape))

@@ -72,20 +72,21 @@ class Choice:
         self.drafting = DraftTally()
         self.finish: Finish | None = None
 
+    @property
+    def is_done(self) -> bool:
+        return self.finish is not None
+
     def push(self, output: SequenceOutput) -> None:
         """Take in one engine output. Raises EngineFailed when it reports that the sequence could not go on."""
         if self.finish:
             return
         self.prompt_logprobs += output.prompt_logprobs
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
-        self.drafting.add(output)
-        for index, token in enumerate(output.tokens):
-            logprob = output.logprobs[index] if output.logprobs else None
-            is_stop = output.stop_token is not None and index == len(output.tokens) - 1
-            trace = output.traces[index] if output.traces else None
-            self._push_token(ShownToken(token, self._text.length, logprob, trace), is_stop)
-            if self.finish:
-                return
+        num_before = self.num_tokens
+        self._push_tokens(output)
+        self.drafting.add(output, self.num_tokens - num_before)
+        if self.finish:
+            return
         if output.finish_reason == "error":
             if output.blames_grammar:
                 raise self._options.blame_grammar(output.error)
@@ -100,6 +101,16 @@ class Choice:
         text, self._ready_text = "".join(self._ready_text), []
         tokens, self._ready_tokens = tuple(self._ready_tokens), []
         return Delta(text, tokens, self.finish, self._stop_reason, self._beam_score)
+
+    def _push_tokens(self, output: SequenceOutput) -> None:
+        """Take in the tokens up to the one that completes a stop string."""
+        for index, token in enumerate(output.tokens):
+            logprob = output.logprobs[index] if output.logprobs else None
+            is_stop = output.stop_token is not None and index == len(output.tokens) - 1
+            trace = output.traces[index] if output.traces else None
+            self._push_token(ShownToken(token, self._text.length, logprob, trace), is_stop)
+            if self.finish:
+                return
 
     def _push_token(self, token: ShownToken, is_stop: bool) -> None:
         self.num_tokens += 1

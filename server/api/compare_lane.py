@@ -1,7 +1,7 @@
 """One strategy of a comparison while it runs: what it gained, when, and whether it failed. It knows no HTTP."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from msgspec import UNSET, UnsetType, structs
@@ -34,14 +34,15 @@ class LanePlan:
 
 
 class Lane:
-    """A strategy from the request to its last token. Times are seconds of one clock."""
+    """A strategy from the request to its last token."""
 
-    def __init__(self, plan: LanePlan, started_at: float) -> None:
+    def __init__(self, plan: LanePlan, clock: Callable[[], float]) -> None:
+        """`clock` gives seconds that never go back."""
         self.plan = plan
         self.error: ErrorBody | None = None
-        self._started_at = started_at
+        self._clock = clock
+        self._started_at = self._last_at = clock()
         self._first_at: float | None = None
-        self._last_at = started_at
         self._is_begun = False
         self._is_told = False
         self._logprobs: list[float] = []
@@ -49,13 +50,13 @@ class Lane:
 
     @property
     def is_done(self) -> bool:
-        return self.error is not None or self.plan.choice.finish is not None
+        return self.error is not None or self.plan.choice.is_done
 
-    def push(self, output: SequenceOutput, now: float) -> None:
+    def push(self, output: SequenceOutput) -> None:
         """Take in one engine output. A failure is this strategy's alone."""
         if output.tokens:
-            self._first_at = now if self._first_at is None else self._first_at
-            self._last_at = now
+            self._last_at = self._clock()
+            self._first_at = self._last_at if self._first_at is None else self._first_at
         try:
             with naming_strategy(self.plan.sequence.id, self.plan.own):
                 self.plan.choice.push(output)

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from anyio.lowlevel import checkpoint
+
 from server.api.admission import MAX_CANDIDATES, Prepared, prepare
 from server.api.compare_lane import LanePlan
 from server.api.compare_request import CompareRequest, Strategy, naming_strategy, with_strategy
@@ -11,16 +13,18 @@ from server.api.fork import check_one_source, find_fork_point
 from server.api.logprobs import TokenNames
 from server.api.parameters import InForce
 from server.api.prompts import TextLimit, TokenizedPrompt, tokenize_prompts
+from server.api.schemas import asked_seed
 from server.api.seeds import derive_seed
 from server.api.served_model import ServedModel
 from server.api.service import Service
 from server.api.shape_completion import CompletionShape
 from server.api.shapes import Extras
 from server.api.trace import check_trace_size
+from server.api.words import Spellings, read_spellings
 from server.errors import BadRequest
 
 # In force for the whole comparison, and in each strategy's request by itself what they are by default.
-_OF_THE_WHOLE = frozenset({"n", "add_special_tokens"})
+_NOT_TOLD = frozenset({"n", "add_special_tokens"})
 
 
 async def plan_lanes(service: Service, model: ServedModel, asked: CompareRequest, tenant: str) -> list[LanePlan]:
@@ -31,10 +35,13 @@ async def plan_lanes(service: Service, model: ServedModel, asked: CompareRequest
     service.engine.check_admission(model.name, num_strategies)
     prompt, asked, is_random = await _read_prompt(service, model, asked, tenant)
     names = TokenNames(model.tokenizer, bool(asked.return_tokens_as_token_ids))
-    plans = [
-        _plan(variant, variant.prepare(service, model, prompt, tenant), names, is_random)
-        for variant in _variants(asked)
-    ]
+    variants = list(_variants(asked))
+    spellings = await read_spellings(model, [variant.asked for variant in variants])
+    plans = []
+    for variant in variants:
+        await checkpoint()  # a long list is some milliseconds of every strategy; other requests' streams go on between
+        prepared = variant.prepare(service, model, prompt, tenant, spellings)
+        plans.append(_plan(variant, prepared, names, is_random))
     _check_num_candidates(asked, plans)
     check_trace_size(service.engine_info(model), [plan.sequence for plan in plans])
     return plans
@@ -53,9 +60,11 @@ class _Variant:
     def own(self) -> frozenset[str] | None:
         return None if self.strategy is None else self.strategy.given
 
-    def prepare(self, service: Service, model: ServedModel, prompt: TokenizedPrompt, tenant: str) -> Prepared:
+    def prepare(
+        self, service: Service, model: ServedModel, prompt: TokenizedPrompt, tenant: str, spellings: Spellings
+    ) -> Prepared:
         with naming_strategy(self.index, self.own):
-            return prepare(service, model, self.asked, [prompt], tenant)
+            return prepare(service, model, self.asked, [prompt], tenant, spellings)
 
 
 def _variants(asked: CompareRequest) -> Iterator[_Variant]:
@@ -66,7 +75,7 @@ def _variants(asked: CompareRequest) -> Iterator[_Variant]:
         return
     assert asked.seeds is not None
     for index in range(asked.seeds):
-        seed = derive_seed(_own_seed(asked) or 0, index)
+        seed = derive_seed(asked_seed(asked) or 0, index)
         yield _Variant(index, f"seed={seed}", asked.model_copy(update={"seed": seed}), None)
 
 
@@ -85,7 +94,7 @@ async def _read_prompt(
             message = f"prompt has {len(asked.prompt)} prompts; a comparison has 1."
             raise BadRequest(message, "prompt", "invalid_value")
         (prompt,) = await tokenize_prompts(asked.prompt, model, info, asked.add_special_tokens is not False)
-    is_random = _own_seed(asked) is None
+    is_random = asked_seed(asked) is None
     return prompt, asked.model_copy(update={"seed": service.random_bits()}) if is_random else asked, is_random
 
 
@@ -96,7 +105,7 @@ def _plan(variant: _Variant, prepared: Prepared, names: TokenNames, is_random: b
     params = sequence.params
     if params.logprobs is None:  # what is measured of every answer needs the chosen tokens'
         params = replace(params, logprobs=0)
-    in_force = {name: item for name, item in admitted.in_force.items() if name not in _OF_THE_WHOLE}
+    in_force = {name: item for name, item in admitted.in_force.items() if name not in _NOT_TOLD}
     if is_random and "seed" not in (variant.own or ()):
         in_force["seed"] = InForce(params.seed, "random")
     extras = Extras(admitted, names, return_token_ids=True, return_prompt_logprobs=False)
@@ -109,11 +118,6 @@ def _plan(variant: _Variant, prepared: Prepared, names: TokenNames, is_random: b
         in_force=in_force,
         speculates=admitted.speculates,
     )
-
-
-def _own_seed(asked: CompareRequest) -> int | None:
-    seed: int | None = getattr(asked, "seed")  # noqa: B009 (a field the type checker cannot see)
-    return seed
 
 
 def _check_number(asked: CompareRequest, service: Service) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from json import JSONEncoder
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
@@ -10,6 +11,7 @@ from server.api.accepted import COMPLETION_UNSUPPORTED, Unsupported, keep_suppor
 from server.api.json_guard import shown
 from server.api.schemas import CompletionRequest, GenerationRequest, Logprobs
 from server.api.schemas_chat import Messages
+from server.api.structured import StructuredFields
 from server.api.validation import validate
 from server.errors import BadRequest
 
@@ -31,6 +33,10 @@ _OF_THE_WHOLE = frozenset(
         "cache_salt",
     }
 )
+
+_WIDTHS = frozenset({"beam_width", "num_beams"})
+# Fields that say the same thing: a strategy's takes the place of the comparison's, whichever either uses.
+_SAME = (frozenset({"max_tokens", "max_completion_tokens"}), _WIDTHS, frozenset(StructuredFields.model_fields))
 
 _UNSUPPORTED: Mapping[str, Unsupported] = {
     **COMPLETION_UNSUPPORTED,
@@ -107,15 +113,23 @@ def read_compare_request(body: Mapping[str, object]) -> CompareRequest:
         message = f"strategies {given} seeds; there must be one of them."
         code = "missing_required_parameter" if asked.seeds is None else "invalid_value"
         raise BadRequest(message, "strategies", code)
+    for name in ("add_generation_prompt", "chat_template_kwargs"):
+        value = getattr(asked, name)
+        if value is not None and asked.messages is None:
+            message = f"{name} is {shown(value)} but there are no messages that it could apply to."
+            raise BadRequest(message, name, "invalid_value")
     return asked
 
 
 def with_strategy(asked: CompareRequest, strategy: Strategy) -> CompareRequest:
-    """The request as if the strategy's parameters had been sent with it."""
+    """The request as if the strategy's parameters had been sent with it, in place of what says the same."""
     own = {name: getattr(strategy, name) for name in strategy.given}
-    if own.keys() & {"max_tokens", "max_completion_tokens"}:  # two names of one parameter
-        own = {"max_tokens": None, "max_completion_tokens": None} | own
-    return asked.model_copy(update=own)
+    replaced = {name for names in _SAME if names & own.keys() for name in names}
+    if own.get("use_beam_search") is False:
+        replaced |= _WIDTHS
+    elif own.keys() & _WIDTHS:
+        replaced.add("use_beam_search")
+    return asked.model_copy(update={**dict.fromkeys(replaced), **own})
 
 
 @contextmanager
@@ -153,7 +167,7 @@ def _read_strategy(index: int, value: object) -> Strategy:
 
 def _named(strategy: Strategy, item: Mapping[str, object], taken: dict[str, int]) -> Strategy:
     """Called by its parameters as they were sent, with a number if another is called so."""
-    pairs = (f"{key}={shown(value)}" for key, value in item.items() if value is not None)
+    pairs = (f"{key}={_json(value)}" for key, value in item.items() if value is not None)
     plain = (" ".join(pairs) or "default")[: MAX_NAME_LENGTH - 5]
     name = next(
         name
@@ -162,6 +176,16 @@ def _named(strategy: Strategy, item: Mapping[str, object], taken: dict[str, int]
     )
     taken[name] = -1
     return strategy.model_copy(update={"name": name})
+
+
+def _json(value: object) -> str:
+    """As much of the JSON as may have a place in a name, however long all of it is."""
+    text = ""
+    for piece in JSONEncoder().iterencode(value):
+        text += piece
+        if len(text) > MAX_NAME_LENGTH:
+            break
+    return text
 
 
 def _without_nulls(fields: Mapping[str, object]) -> dict[str, object]:

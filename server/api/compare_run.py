@@ -4,52 +4,30 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 
 from anyio.to_thread import run_sync
-from msgspec import UNSET
 
-from server.api.answers import CachedTokens, Usage
+from server.api.answers import Usage
 from server.api.compare_answers import Pair
 from server.api.compare_lane import Lane, LanePlan
 from server.api.engine_port import Generation
-from server.api.run import drafted_tokens
+from server.api.run import Feed, usage_of
 from server.api.text_metrics import first_divergence, similarity
-from server.errors import EngineFailed
 
 
 class CompareRun:
-    """Feeds the engine's outputs to the strategies, and tells the engine which of them have had enough."""
+    """The strategies of a comparison while the engine's outputs come in."""
 
     def __init__(self, plans: Sequence[LanePlan], generation: Generation, clock: Callable[[], float]) -> None:
         """`clock` gives seconds that never go back."""
-        started_at = clock()
-        self.lanes = [Lane(plan, started_at) for plan in plans]
-        self._generation = generation
-        self._outputs = aiter(generation)
-        self._clock = clock
+        self.lanes = [Lane(plan, clock) for plan in plans]
+        self._feed = Feed(generation, self.lanes)
 
     @property
     def is_done(self) -> bool:
-        return all(lane.is_done for lane in self.lanes)
+        return self._feed.is_done
 
     async def step(self) -> list[Lane]:
-        """Wait for the engine's next outputs; the strategies they were for.
-
-        Raises EngineFailed when the engine cannot finish what it was given.
-        """
-        try:
-            outputs = await anext(self._outputs)
-        except StopAsyncIteration:
-            raise EngineFailed("The engine ended the request before its strategies were finished.") from None
-        now = self._clock()
-        touched: dict[int, None] = {}
-        for output in outputs:
-            lane = self.lanes[output.id]
-            if lane.is_done:
-                continue
-            lane.push(output, now)
-            if lane.is_done and output.finish_reason is None:
-                self._generation.stop(output.id)
-            touched[output.id] = None
-        return [self.lanes[index] for index in touched]
+        """Wait for the engine's next outputs; the strategies they were for. Raises EngineFailed."""
+        return [self.lanes[index] for index in await self._feed.step()]
 
     async def pairs(self) -> list[Pair]:
         """Every two strategies that finished; off the event loop, as long texts take a while."""
@@ -67,8 +45,5 @@ class CompareRun:
         """Tokens so far. The prompt counts once."""
         choices = [lane.plan.choice for lane in self.lanes]
         num_prompt = len(self.lanes[0].plan.sequence.prompt)
-        num_output = sum(choice.num_tokens for choice in choices)
-        cached = CachedTokens(choices[0].num_cached_tokens)
         tallies = [lane.plan.choice.drafting for lane in self.lanes if lane.plan.speculates]
-        drafted = drafted_tokens(tallies) if tallies else UNSET
-        return Usage(num_prompt, num_output, num_prompt + num_output, cached, drafted)
+        return usage_of(num_prompt, choices, choices[:1], tallies)

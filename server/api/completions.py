@@ -20,6 +20,7 @@ from server.api.service import Service
 from server.api.shape_completion import CompletionShape, make_echo
 from server.api.shapes import Extras
 from server.api.validation import validate
+from server.api.words import read_spellings
 from server.errors import BadRequest
 
 _FIELDS = frozenset(CompletionRequest.model_fields)
@@ -46,7 +47,7 @@ async def _prepare(service: Service, model: ServedModel, asked: CompletionReques
     check_stream_options(asked)
     check_one_source(asked)
     if asked.fork is not None:
-        return prepare_fork(service, model, asked, tenant)
+        return await prepare_fork(service, model, asked, tenant)
     if len(asked.prompt) > settings.max_prompts:
         raise BadRequest(
             f"prompt has {len(asked.prompt)} prompts; the limit is {settings.max_prompts}.", "prompt", "invalid_value"
@@ -56,7 +57,7 @@ async def _prepare(service: Service, model: ServedModel, asked: CompletionReques
     service.engine.check_admission(model.name, num_sequences)
     info = service.engine_info(model)
     prompts = await tokenize_prompts(asked.prompt, model, info, asked.add_special_tokens is not False)
-    return prepare(service, model, asked, prompts, tenant)
+    return prepare(service, model, asked, prompts, tenant, await read_spellings(model, [asked]))
 
 
 def _make_shape(asked: CompletionRequest, model: ServedModel, admitted: Admitted) -> CompletionShape:

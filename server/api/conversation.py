@@ -5,10 +5,11 @@ from typing import Protocol
 
 from anyio.to_thread import run_sync
 
-from server.api.prompts import LONG_TEXT, TextLimit, TokenizedPrompt, tokenize
+from server.api.prompts import TextLimit, TokenizedPrompt, tokenize
 from server.api.schemas_chat import Message
 from server.api.served_model import ServedModel
 from server.api.service import Service
+from server.api.settings import LONG_TEXT
 from server.errors import BadRequest
 
 

@@ -12,9 +12,10 @@ from server.api.json_guard import shown
 from server.api.parameters import check_choices
 from server.api.prompts import TokenizedPrompt
 from server.api.recent import RecentAnswer, RecentChoice
-from server.api.schemas import CompletionRequest, Fork
+from server.api.schemas import CompletionRequest, Fork, asked_seed
 from server.api.served_model import ServedModel
 from server.api.service import Service
+from server.api.words import read_spellings
 from server.errors import BadRequest
 
 R = TypeVar("R", bound=CompletionRequest)
@@ -34,8 +35,7 @@ class ForkPoint:
 
     def seeded(self, asked: R) -> R:
         """The request with the choice's seed, unless it has one of its own."""
-        own: int | None = getattr(asked, "seed")  # noqa: B009 (a field the type checker cannot see)
-        return asked if own is not None else asked.model_copy(update={"seed": self.choice.seed})
+        return asked.model_copy(update={"seed": self.choice.seed}) if asked_seed(asked) is None else asked
 
 
 def check_one_source(asked: CompletionRequest, *others: str) -> None:
@@ -50,11 +50,12 @@ def check_one_source(asked: CompletionRequest, *others: str) -> None:
         raise BadRequest(message, given[1], "invalid_value")
 
 
-def prepare_fork(service: Service, model: ServedModel, asked: CompletionRequest, tenant: str) -> Prepared:
+async def prepare_fork(service: Service, model: ServedModel, asked: CompletionRequest, tenant: str) -> Prepared:
     """The sequences of a completion that begins with a fork. Raises what `find_fork_point` and `prepare` raise."""
     service.engine.check_admission(model.name, check_choices(asked, 1, service.settings))
     point = find_fork_point(service, model, asked, tenant)
-    return prepare(service, model, point.seeded(asked), [point.prompt], tenant)
+    spellings = await read_spellings(model, [asked])
+    return prepare(service, model, point.seeded(asked), [point.prompt], tenant, spellings)
 
 
 def find_fork_point(service: Service, model: ServedModel, asked: CompletionRequest, tenant: str) -> ForkPoint:

@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from server.api.compare_request import CompareRequest
 from server.api.json_guard import shown
 from server.api.parameters import InForce
-from server.api.prompts import LONG_TEXT, TokenizedPrompt, check_token_ids
+from server.api.prompts import TokenizedPrompt, check_token_ids
 from server.api.schemas import GenerationRequest
 from server.api.schemas_chat import ChatRequest
 from server.api.served_model import ServedModel
 from server.api.service import Service
+from server.api.settings import LONG_TEXT
 from server.engine.params import ParameterError
 from server.engine.types import Guidance
 from server.errors import BadRequest
 
 _NAME = "negative_prompt"
+_NO_GUIDANCE = 1.0  # the scale
 
 
 @dataclass(frozen=True)
@@ -37,24 +39,29 @@ def read_guidance(
     scale, negative = asked.guidance_scale, asked.negative_prompt
     if scale is None and negative is not None:
         raise BadRequest("negative_prompt is set but guidance_scale is not; set both.", _NAME, "invalid_value")
-    if scale is None or scale == 1.0:
+    if scale is None:
         return None
-    if negative is None:
-        return [_guided(prompt.unforked[-1:], prompt, scale) for prompt in prompts]
-    tokens = _tokens(service, model, asked, negative)
-    if not tokens:
-        raise BadRequest(f"{_NAME} is empty; it must have at least one token.", _NAME, "invalid_value")
-    check_token_ids(tokens, service.engine_info(model).vocab_size, _NAME)
-    return [_guided(tokens, prompt, scale) for prompt in prompts]
+    negatives = [prompt.unforked[-1:] for prompt in prompts]
+    if negative is not None:
+        tokens = _tokens(service, model, asked, negative)
+        if not tokens:
+            raise BadRequest(f"{_NAME} is empty; it must have at least one token.", _NAME, "invalid_value")
+        check_token_ids(tokens, service.engine_info(model).vocab_size, _NAME)
+        negatives = [tokens] * len(prompts)
+    guided = [_guided(own, prompt, scale) for own, prompt in zip(negatives, prompts, strict=True)]
+    return None if scale == _NO_GUIDANCE else guided
 
 
 def guidance_in_force(asked: GenerationRequest, guided: Sequence[Guided] | None) -> dict[str, InForce]:
     """What is told of the guidance; nothing where there is none."""
     if guided is None:
         return {}
-    negative = InForce("the prompt's last token", "server")
     if asked.negative_prompt is not None:
         negative = InForce(asked.negative_prompt, "request")
+    else:
+        # One for all prompts can be sent back; null gives each its own again.
+        first, *others = (one.guidance.negative_prompt for one in guided)
+        negative = InForce(first if all(first == other for other in others) else None, "server")
     return {"guidance_scale": InForce(asked.guidance_scale, "request"), _NAME: negative}
 
 

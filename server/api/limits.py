@@ -13,6 +13,7 @@ from server.api.recent import MAX_ANSWERS, MAX_TOKENS
 from server.api.schemas import CompletionRequest
 from server.api.service import Service
 from server.api.settings import (
+    LONG_TEXT,
     MAX_BYTES_BEING_READ,
     MAX_CONTENT_PARTS,
     MAX_MESSAGES,
@@ -34,7 +35,14 @@ from server.engine.sampling.ranges import (
     Range,
 )
 from server.engine.tracing_types import MAX_TRACE_TOP
-from server.engine.types import MAX_BEAMS, MAX_DRAFT_TOKENS, EngineInfo
+from server.engine.types import (
+    DIVERSITY_PENALTIES,
+    GUIDANCE_SCALES,
+    LENGTH_PENALTIES,
+    MAX_BEAMS,
+    MAX_DRAFT_TOKENS,
+    EngineInfo,
+)
 from server.inspections import ANSWER_SECONDS
 from server.timeline import MAX_SECONDS, MAX_STEPS
 
@@ -43,6 +51,8 @@ MAX_LISTED = 4_096  # entries in each list of /v1/engine/blocks, and block ids
 # Fields of requests that share another's range, or that the server reads a little wider than the engine.
 _SAME_RANGE = {"max_completion_tokens": "max_tokens", "top_logprobs": "logprobs"}
 _WIDER = {"top_k": Range(-1, RANGES["top_k"].high)}  # others call "every token" -1
+# Of a search, which checks them itself.
+_BEAM_RANGES = {"length_penalty": LENGTH_PENALTIES, "diversity_penalty": DIVERSITY_PENALTIES}
 
 
 class Limit(Struct):
@@ -108,7 +118,9 @@ def _list_limits(service: Service) -> list[Limit]:
         Limit("sequence_breakers", MAX_SEQUENCE_BREAKERS, parameter="dry_sequence_breakers"),
         Limit("candidates", MAX_CANDIDATES, parameter="logprobs"),
         Limit("trace_numbers", MAX_TRACE_NUMBERS, parameter="trace"),
+        Limit("negative_prompt_characters", LONG_TEXT, parameter="negative_prompt"),
         Limit("strategies", MAX_STRATEGIES, 1, parameter="strategies"),
+        Limit("seeds", MAX_STRATEGIES, 1, parameter="seeds"),
         Limit("strategy_name_characters", MAX_NAME_LENGTH, 1, parameter="strategies"),
         Limit("remembered_answers", MAX_ANSWERS, parameter="fork"),
         Limit("remembered_tokens", MAX_TOKENS, parameter="fork"),
@@ -131,12 +143,19 @@ def _text_limits() -> Iterator[Limit]:
 def _parameter_limits(service: Service) -> Iterator[Limit]:
     yield Limit("n", service.settings.max_choices, 1, parameter="n", flag="--max-choices")
     yield Limit("beam_width", MAX_BEAMS, 1, parameter="beam_width")
+    yield Limit("num_beam_groups", MAX_BEAMS, 1, parameter="num_beam_groups")
+    for name, allowed in (*_BEAM_RANGES.items(), ("guidance_scale", GUIDANCE_SCALES)):
+        yield _of_range(name, allowed)
     yield Limit("speculative.num_tokens", MAX_DRAFT_TOKENS, 1, parameter="speculative")
     yield Limit("trace.top", MAX_TRACE_TOP, 0, parameter="trace")
     yield Limit("logit_bias", MAX_LOGIT_BIAS, -MAX_LOGIT_BIAS, parameter="logit_bias")
     ranges: Mapping[str, Range] = {**RANGES, **_WIDER, **{name: RANGES[same] for name, same in _SAME_RANGE.items()}}
     for name, allowed in ranges.items():
-        yield Limit(name, allowed.high, allowed.low, allowed.above or UNSET, parameter=name)
+        yield _of_range(name, allowed)
+
+
+def _of_range(name: str, allowed: Range) -> Limit:
+    return Limit(name, allowed.high, allowed.low, allowed.above or UNSET, parameter=name)
 
 
 def _server_limits(instruments: Instruments) -> list[Limit]:

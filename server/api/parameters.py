@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from server.api.json_guard import shown
-from server.api.schemas import FIELDS, CompletionRequest, GenerationRequest
+from server.api.schemas import FIELDS, CompletionRequest, GenerationRequest, asked_parameters
 from server.api.schemas_chat import ChatRequest
 from server.api.seeds import derive_seed
-from server.api.served_model import GenerationDefaults, Tokenizer
+from server.api.served_model import GenerationDefaults
 from server.api.settings import ApiSettings
 from server.api.strategies import preset_values
-from server.api.words import DEFAULT_BREAKERS, bad_word_tokens, breaker_tokens
+from server.api.words import DEFAULT_BREAKERS, Spellings, bad_word_tokens, breaker_tokens
 from server.engine.params import ParameterError, SamplingParams
 from server.engine.sampling.order import SHAPING, stages_of
 from server.engine.types import EngineInfo
@@ -60,19 +60,19 @@ def resolve(
     defaults: GenerationDefaults,
     info: EngineInfo,
     random_seed: int,
-    tokenizer: Tokenizer | None = None,
+    spellings: Spellings,
 ) -> Resolved:
     """Request before preset before checkpoint before server.
 
-    Without a tokenizer words must be token ids. Raises BadRequest for a value out of range or out of the vocabulary,
-    and for one that no stage of the order would look at.
+    Raises BadRequest for a value out of range or out of the vocabulary, and for one that no stage of the order would
+    look at.
     """
-    own = _asked(asked)
+    own = asked_parameters(asked)
     chosen = _choose(own, preset_values(asked.strategy), defaults.given(), random_seed)
     _silence_stages(chosen, own)
     values: dict[str, Any] = {name: item.value for name, item in chosen.items()}  # as SamplingParams has them, or worse
-    values["bad_words"] = bad_word_tokens(values["bad_words"], tokenizer)
-    values["dry_breakers"] = breaker_tokens(values["dry_breakers"] if values["dry_multiplier"] else (), tokenizer)
+    values["bad_words"] = bad_word_tokens(values["bad_words"], spellings)
+    values["dry_breakers"] = breaker_tokens(values["dry_breakers"] if values["dry_multiplier"] else (), spellings)
     with _parameter_errors_as_bad_requests():
         params = replace(
             SamplingParams(),
@@ -85,14 +85,6 @@ def resolve(
         params.check_vocabulary(info.vocab_size, ending_tokens)
     in_force = {FIELDS[name]: _as_sent(name, item) for name, item in chosen.items()} | _beside_sampling(asked)
     return Resolved(params, _asked_max_tokens(asked), in_force)
-
-
-def _asked(request: GenerationRequest) -> Values:
-    """The sampling parameters a request sets."""
-    own = {name: getattr(request, field) for name, field in FIELDS.items()}
-    if own["top_k"] == -1:  # others call "every token" so
-        own["top_k"] = 0
-    return {name: value for name, value in own.items() if value is not None}
 
 
 def _choose(own: Values, preset: Values, model: Values, random_seed: int) -> dict[str, InForce]:

@@ -8,11 +8,9 @@ from anyio.to_thread import run_sync
 from server.api.fields import Prompt
 from server.api.parameters import DEFAULT_COMPLETION_TOKENS
 from server.api.served_model import ServedModel
+from server.api.settings import LONG_TEXT
 from server.engine.types import EngineInfo
 from server.errors import BadRequest
-
-# Characters whose tokenizing takes about as long as the event loop may be away, a few milliseconds.
-LONG_TEXT = 10_000
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from msgspec import UNSET
 
@@ -29,8 +30,51 @@ class Admitted:
         return self.prompts[index // self.n]
 
 
+class Receiver(Protocol):
+    """What becomes of one sequence's outputs."""
+
+    @property
+    def is_done(self) -> bool: ...
+
+    def push(self, output: SequenceOutput) -> None: ...
+
+
+class Feed:
+    """Gives the engine's outputs to those they are for, and tells the engine which of them have had enough."""
+
+    def __init__(self, generation: Generation, receivers: Sequence[Receiver]) -> None:
+        """Receiver i is for the sequence with the id i."""
+        self._generation = generation
+        self._outputs = aiter(generation)
+        self._receivers = receivers
+
+    @property
+    def is_done(self) -> bool:
+        return all(receiver.is_done for receiver in self._receivers)
+
+    async def step(self) -> list[int]:
+        """Wait for the engine's next outputs; the indices of the receivers they were for.
+
+        Raises EngineFailed when the engine cannot finish what it was given.
+        """
+        try:
+            outputs = await anext(self._outputs)
+        except StopAsyncIteration:
+            raise EngineFailed("The engine ended the request before all of it was finished.") from None
+        touched: dict[int, None] = {}
+        for output in outputs:
+            receiver = self._receivers[output.id]
+            if receiver.is_done:
+                continue
+            receiver.push(output)
+            if receiver.is_done and output.finish_reason is None:
+                self._generation.stop(output.id)
+            touched[output.id] = None
+        return list(touched)
+
+
 class Run:
-    """Feeds the engine's outputs to the choices, and tells the engine which of them have had enough."""
+    """A request's choices while the engine's outputs come in."""
 
     def __init__(
         self,
@@ -42,24 +86,16 @@ class Run:
         """`on_done` is called once, when every choice is finished."""
         self.admitted = admitted
         self.choices = choices
-        self._generation = generation
-        self._outputs = aiter(generation)
+        self._feed = Feed(generation, choices)
         self._on_done = on_done
 
     @property
     def is_done(self) -> bool:
-        return all(choice.finish for choice in self.choices)
+        return self._feed.is_done
 
     async def step(self) -> list[int]:
-        """Wait for the engine's next outputs; the indices of the choices they were for.
-
-        Raises EngineFailed when the engine cannot finish what it was given.
-        """
-        try:
-            outputs = await anext(self._outputs)
-        except StopAsyncIteration:
-            raise EngineFailed("The engine ended the request before its choices were finished.") from None
-        touched = self._absorb(outputs)
+        """Wait for the engine's next outputs; the indices of the choices they were for. Raises EngineFailed."""
+        touched = await self._feed.step()
         if self.is_done:
             self._on_done()
         return touched
@@ -67,22 +103,18 @@ class Run:
     def usage(self) -> Usage:
         """Tokens so far. A prompt counts once, however many choices it has."""
         num_prompt = sum(len(prompt.tokens) for prompt in self.admitted.prompts)
-        num_output = sum(choice.num_tokens for choice in self.choices)
-        num_cached = sum(choice.num_cached_tokens for choice in self.choices[:: self.admitted.n])
-        drafted = drafted_tokens(choice.drafting for choice in self.choices) if self.admitted.speculates else UNSET
-        return Usage(num_prompt, num_output, num_prompt + num_output, CachedTokens(num_cached), drafted)
+        tallies = [choice.drafting for choice in self.choices] if self.admitted.speculates else []
+        return usage_of(num_prompt, self.choices, self.choices[:: self.admitted.n], tallies)
 
-    def _absorb(self, outputs: Sequence[SequenceOutput]) -> list[int]:
-        touched: dict[int, None] = {}
-        for output in outputs:
-            choice = self.choices[output.id]
-            if choice.finish:
-                continue
-            choice.push(output)
-            if choice.finish and output.finish_reason is None:
-                self._generation.stop(output.id)
-            touched[output.id] = None
-        return list(touched)
+
+def usage_of(
+    num_prompt: int, choices: Sequence[Choice], firsts: Sequence[Choice], tallies: Sequence[DraftTally]
+) -> Usage:
+    """`firsts` are those that each prompt was computed for, `tallies` of the choices that are drafted for."""
+    num_output = sum(choice.num_tokens for choice in choices)
+    cached = CachedTokens(sum(choice.num_cached_tokens for choice in firsts))
+    drafted = drafted_tokens(tallies) if tallies else UNSET
+    return Usage(num_prompt, num_output, num_prompt + num_output, cached, drafted)
 
 
 def drafted_tokens(tallies: Iterable[DraftTally]) -> DraftedTokens:

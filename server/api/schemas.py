@@ -97,7 +97,10 @@ else:
 _STOP = PlainValidator(
     lambda value: () if value is None else read_stop_strings(value), json_schema_input_type=str | list[str] | None
 )
-_PROMPT = PlainValidator(read_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]])
+_PROMPT = PlainValidator(
+    lambda value: () if value is None else read_prompts(value),
+    json_schema_input_type=str | list[str] | list[int] | list[list[int]] | None,
+)
 
 
 class StreamOptions(StrictModel):
@@ -131,6 +134,20 @@ class GenerationRequest(BeamFields, GuidanceFields, StructuredFields, SamplingFi
     return_parameters: bool | None = None
     add_special_tokens: bool | None = None
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
+
+
+def asked_parameters(request: GenerationRequest) -> Mapping[str, object]:
+    """The sampling parameters a request sets, by their names in SamplingParams."""
+    own = {name: getattr(request, field) for name, field in FIELDS.items()}
+    if own["top_k"] == -1:  # others call "every token" so
+        own["top_k"] = 0
+    return {name: value for name, value in own.items() if value is not None}
+
+
+def asked_seed(request: GenerationRequest) -> int | None:
+    seed = asked_parameters(request).get("seed")
+    assert seed is None or isinstance(seed, int)
+    return seed
 
 
 class Fork(StrictModel):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -81,6 +82,11 @@ class ServedModel:
     created: int  # seconds since 1970
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     special_tokens: Mapping[str, str] = field(default_factory=dict)  # bos_token and the like, for the template
+
+    @cached_property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """Of every token, what it adds to the text; read out once, for words are looked for in all of them."""
+        return tuple(self.tokenizer.token_bytes(token) for token in range(self.tokenizer.vocab_size))
 
 
 def load_served_model(name: str, checkpoint: Path, tokenizer: Tokenizer) -> ServedModel:

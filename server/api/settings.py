@@ -1,6 +1,6 @@
 """The limits and secrets of the HTTP edge. The command line is generated from these fields; nothing here reads them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from server.engine.types import Speculation
 
@@ -8,6 +8,8 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_LENGTH = 256
 MAX_MESSAGES = 4096
 MAX_CONTENT_PARTS = 4096
+# Characters whose tokenizing takes about as long as the event loop may be away, a few milliseconds.
+LONG_TEXT = 10_000
 # /tokenize takes more than a context holds; a megabyte is some seconds of a core.
 MAX_TOKENIZE_BYTES = 1024 * 1024
 # Of all request bodies that are being read at a time: as many of the largest as fit, or any number of honest ones.
@@ -37,7 +39,7 @@ class ApiSettings:
     max_sequences: int = 256
     """Most sequences (prompts times `n`) in one request."""
 
-    speculation: Speculation = Speculation()
+    speculation: Speculation = field(default_factory=Speculation)
     """How the sequences of a request that does not say are drafted for."""
 
     def __post_init__(self) -> None:

@@ -40,13 +40,16 @@ class DraftTally:
     num_drafted: list[int] = field(default_factory=lambda: [0] * MAX_DRAFT_TOKENS)  # by place, the next token's first
     num_accepted: list[int] = field(default_factory=lambda: [0] * MAX_DRAFT_TOKENS)
 
-    def add(self, output: SequenceOutput) -> None:
-        """Take in what one step gave a sequence."""
-        self.num_steps += bool(output.tokens)
-        self.num_tokens += len(output.tokens)
+    def add(self, output: SequenceOutput, num_tokens: int) -> None:
+        """Take in what one step gave a sequence, of which the answer has the first `num_tokens` tokens.
+
+        Drafts behind the end count as rejected, whatever ended the answer.
+        """
+        self.num_steps += bool(num_tokens)
+        self.num_tokens += num_tokens
         for place in range(output.num_drafted):
             self.num_drafted[place] += 1
-            self.num_accepted[place] += place < output.num_accepted
+            self.num_accepted[place] += place < min(output.num_accepted, num_tokens)
 
     @classmethod
     def total(cls, tallies: Iterable["DraftTally"]) -> "DraftTally":

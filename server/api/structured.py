@@ -18,7 +18,8 @@ MAX_REPETITIONS = 10_000
 _MAX_NAME_LENGTH = 64
 _ANY_OBJECT = Grammar("json_schema", '{"type": "object"}')
 _ESCAPE_OR_BRACKET = re.compile(r"\\.|[()\[\]{}]", re.DOTALL)
-_REPETITION = re.compile(r"(?<!\\)\{(\d+)(?:,(\d*))?\}")
+# Blanks may stand in a repetition, and no braces of an escape are one.
+_ESCAPE_OR_REPETITION = re.compile(r"\\(?:[xuUpP]\{[^}]*\}|.)|\{([\d\s,]+)\}", re.DOTALL)
 
 
 class StructuredFields(StrictModel):
@@ -39,20 +40,25 @@ class StructuredFields(StrictModel):
 
 def read_grammar(asked: StructuredFields) -> Grammar | None:
     """The constraint a request asks for, or None. Raises BadRequest naming the field, what it holds and the limit."""
-    given = {name: value for name in StructuredFields.model_fields if (value := getattr(asked, name)) is not None}
-    read = {name: _READERS[name](name, value) for name, value in given.items()}
-    constraining = [name for name, grammar in read.items() if grammar is not None]
+    constraining = _constraining(asked)
     if len(constraining) > 1:
-        first, second = constraining[:2]
+        first, second, *_ = constraining
         message = f"{second} is given besides {first}; at most 1 of the fields for structured output may be."
         raise BadRequest(message, second, "invalid_value")
-    return read[constraining[0]] if constraining else None
+    return next(iter(constraining.values()), None)
 
 
 def grammar_refused(asked: StructuredFields, reason: str) -> BadRequest:
     """What the engine says of the request's grammar, as the client's mistake in the field that holds it."""
-    name = next(name for name in StructuredFields.model_fields if getattr(asked, name) is not None)
+    (name,) = _constraining(asked)
     return BadRequest(f"{name} {reason}.", name, "invalid_grammar")
+
+
+def _constraining(asked: StructuredFields) -> dict[str, Grammar]:
+    """The fields that ask for a grammar, which not every one does that is given."""
+    given = {name: value for name in StructuredFields.model_fields if (value := getattr(asked, name)) is not None}
+    read = {name: _READERS[name](name, value) for name, value in given.items()}
+    return {name: grammar for name, grammar in read.items() if grammar is not None}
 
 
 def _read_response_format(name: str, value: object) -> Grammar | None:
@@ -93,12 +99,21 @@ def _read_structured_outputs(name: str, value: object) -> Grammar | None:
 
 
 def _read_schema(name: str, value: object) -> Grammar:
-    schema: object = parse_json_object(value.encode(errors="replace")) if isinstance(value, str) else value
+    schema = _parse_schema(name, value) if isinstance(value, str) else value
     if not isinstance(schema, dict):
         raise _invalid(name, value, "a JSON schema, as an object")
     if "x-guidance" in schema:
         raise BadRequest(f"{name}.x-guidance is not supported.", name, "unsupported_value")
     return _grammar(name, "json_schema", json.dumps(schema, ensure_ascii=False))
+
+
+def _parse_schema(name: str, text: str) -> dict[str, object]:
+    try:
+        return parse_json_object(text.encode(errors="replace"))
+    except BadRequest as error:
+        about = error.message.removeprefix("The body ")
+        told = f"{name}: {about}" if about == error.message else f"{name} {about}"
+        raise BadRequest(told, name, "invalid_value") from None
 
 
 def _read_flag(name: str, value: object) -> Grammar | None:
@@ -110,8 +125,9 @@ def _read_flag(name: str, value: object) -> Grammar | None:
 def _read_regex(name: str, value: object) -> Grammar:
     text = _text(name, value)
     _check_nesting(name, text)
-    for match in _REPETITION.finditer(text):
-        if any(len(count) > 9 or int(count) > MAX_REPETITIONS for count in match.groups("") if count):
+    for match in _ESCAPE_OR_REPETITION.finditer(text):
+        counts = "".join((match[1] or "").split()).split(",")
+        if any(len(count) > 9 or int(count) > MAX_REPETITIONS for count in counts if count):
             message = f"{name} repeats {shown(match[0])} times; the limit is {MAX_REPETITIONS}."
             raise BadRequest(message, name, "invalid_value")
     return _grammar(name, "regex", text)

@@ -17,11 +17,11 @@ from server.api.conversation import tokenize_conversation
 from server.api.fields import read_token_ids
 from server.api.logprobs import TokenNames
 from server.api.openapi import json_body
-from server.api.prompts import LONG_TEXT, TextLimit, check_token_ids, tokenize
+from server.api.prompts import TextLimit, check_token_ids, tokenize
 from server.api.schemas_chat import Messages
 from server.api.served_model import ServedModel
 from server.api.service import Service
-from server.api.settings import MAX_TOKENIZE_BYTES
+from server.api.settings import LONG_TEXT, MAX_TOKENIZE_BYTES
 from server.api.validation import StrictModel, validate
 from server.engine.types import EngineInfo
 from server.errors import BadRequest

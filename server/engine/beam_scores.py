@@ -1,17 +1,16 @@
-"""What continuing a beam by a token adds to its total: log-probabilities after constraints and penalties. Knows no
-search."""
+"""What continuing a beam by a token adds to its total: log-probabilities after constraints and penalties, and which
+tokens are worth considering. Knows no search."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from server.engine.sampling.constraints import constrain, is_constrained
-from server.engine.sampling.order import SAMPLERS
+from server.engine.sampling.likeliest import likeliest
+from server.engine.sampling.order import PENALTIES, SAMPLERS
 from server.engine.sampling.row import Row
 from server.engine.sampling.stages import STAGES
-
-# The stages that have a part in a search; the temperature and all that cuts candidates off are left to sampling.
-PENALTIES = frozenset(name for name, stage in SAMPLERS.items() if stage.shapes) - {"temperature"}
 
 
 def beam_scores(logits: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -30,16 +29,10 @@ def beam_scores(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     return scores
 
 
-def likeliest(scores: Tensor, count: int) -> list[list[tuple[int, float]]]:
-    """For each row of scores [rows, vocab] its `count` best (token, score), the best first, ties by lower id.
+def candidates_of(scores: Tensor, endings: Tensor, count: int) -> list[tuple[int, float]]:
+    """The `count` best (token, score) of a row [vocab], and the `count` best that are none of `endings` [endings].
 
-    Tokens with a score of minus infinity are not among them.
+    Those others must be there when the best ones end. However many tokens end a text, there are few candidates.
     """
-    thresholds = scores.topk(count, -1).values[:, -1:]
-    result = []
-    for row, candidate in zip(scores, (scores >= thresholds) & scores.isfinite(), strict=True):
-        tokens = candidate.nonzero()[:, 0]
-        ordered = row[tokens].sort(descending=True, stable=True)
-        best = tokens[ordered.indices[:count]].tolist(), ordered.values[:count].tolist()
-        result.append(list(zip(*best, strict=True)))
-    return result
+    every = likeliest(scores, count), likeliest(scores.index_fill(-1, endings, -torch.inf), count)
+    return list(dict(pair for tokens, values in every for pair in zip(tokens, values, strict=True)).items())

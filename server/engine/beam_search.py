@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from server.engine.beam_group import BeamGroup, Candidate, Ended
-from server.engine.beam_scores import beam_scores, likeliest
+from server.engine.beam_scores import beam_scores, candidates_of
 from server.engine.decoding import Decoding
 from server.engine.sampler import describe
 from server.engine.sequence import Sequence as EngineSequence
@@ -63,7 +63,7 @@ class Changes:
 class Search:
     """One beam search. `followers` maps the ids of those who asked for it to the ranks they get."""
 
-    def __init__(self, root: Decoding, rules: BeamSearch, vocab_size: int, ids: Iterator[int]) -> None:
+    def __init__(self, root: Decoding, rules: BeamSearch, ids: Iterator[int]) -> None:
         self.root = root.sequence
         self.followers: dict[int, int] = {}
         self.members: dict[int, Decoding] = {root.sequence.request.id: root}
@@ -76,9 +76,7 @@ class Search:
         self._lanes = [
             Lane(BeamGroup(rules, params.max_tokens, root.endings), [Beam(root)]) for _ in range(rules.num_groups)
         ]
-        # Per beam: those that live on, whatever of the others ends or is pushed back for other groups' sake.
-        crowd = len(root.endings) + (rules.width if rules.num_groups > 1 else 0)
-        self._num_candidates = min(vocab_size, rules.width // rules.num_groups + crowd)
+        self._endings = torch.tensor(sorted(root.endings), dtype=torch.long)
         self._held: dict[int, Tensor] = {}
         self._length = 0
         self._num_settled = 0
@@ -110,8 +108,14 @@ class Search:
         logits = torch.stack([self._held[one.sequence.request.id] for one in members])
         self._held.clear()
         self._length += 1
-        tops = likeliest(beam_scores(logits, [one.row(0) for one in members]), self._num_candidates)
-        top_of = {one.sequence.request.id: top for one, top in zip(members, tops, strict=True)}
+        scores = beam_scores(logits, [one.row(0) for one in members])
+        # A tokenizer may know an end of text that the model has no logits for.
+        endings = self._endings[self._endings < scores.shape[-1]].to(scores.device)
+        # Of a beam: as many as its group has beams, and as many as the groups before it have and may push back.
+        top_of = {
+            one.sequence.request.id: candidates_of(row, endings, self._rules.width)
+            for one, row in zip(members, scores, strict=True)
+        }
         chosen: Counter[int] = Counter()  # tokens, by the groups that came before
         picks: list[tuple[Lane, list[Candidate], list[Ended]]] = []
         for lane in self._lanes:

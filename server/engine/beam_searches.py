@@ -7,7 +7,15 @@ from server.engine.beam_search import Search
 from server.engine.decoding import Decoding
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
-from server.engine.types import BeamSearch, EngineInfo, FinishReason, SequenceOutput, SequenceRequest, Speculation
+from server.engine.types import (
+    MAX_BEAMS,
+    BeamSearch,
+    EngineInfo,
+    FinishReason,
+    SequenceOutput,
+    SequenceRequest,
+    Speculation,
+)
 
 
 class BeamSearches:
@@ -36,10 +44,14 @@ class BeamSearches:
         return id_ in self._search_of
 
     def add(self, request: SequenceRequest, rules: BeamSearch) -> None:
-        """Begin a search, or join the one that was begun for another of its hypotheses and has not run yet."""
+        """Begin a search, or join the one that was begun for another of its hypotheses and has not run yet.
+
+        A search has no more followers than it may have hypotheses. Each gets a copy of the prompt's log-probabilities
+        in one and the same step, so with any number of them a step would have more to say than its tokens allow for.
+        """
         asked = replace(request, id=0, params=replace(request.params, seed=0), beams=replace(rules, rank=0))
         search = self._latest.get(asked)
-        if search is None or search.root.scheduled_at is not None:
+        if search is None or search.root.scheduled_at is not None or len(search.followers) == MAX_BEAMS:
             search = self._latest[asked] = self._begin(asked, rules)
         search.followers[request.id] = rules.rank
         self._search_of[request.id] = search
@@ -78,7 +90,7 @@ class BeamSearches:
     def _begin(self, asked: SequenceRequest, rules: BeamSearch) -> Search:
         root = Decoding.of(replace(asked, id=next(self._internal_ids), speculation=Speculation()), self._info)
         root.sequence.may_draft = False
-        search = Search(root, rules, self._info.vocab_size, self._internal_ids)
+        search = Search(root, rules, self._internal_ids)
         self._search_at[root.sequence.request.id] = search
         self._scheduler.add(root.sequence)
         return search

@@ -3,10 +3,9 @@
 A step is schedule -> draft -> run -> verify -> commit. There is no prefill phase and no decode phase, only chunks.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import NoReturn, Protocol
 
 from torch import Tensor
 
@@ -14,11 +13,11 @@ from model.paged import Span
 from server.engine.admission import check_request
 from server.engine.beam_search import Search
 from server.engine.beam_searches import BeamSearches
-from server.engine.decoding import Decoding, Matcher, Verification
-from server.engine.grammar_spec import Grammar, GrammarError
+from server.engine.decoding import Decoding, Verification
+from server.engine.grammar_queue import GrammarQueue, StartGrammar, no_grammars
+from server.engine.grammar_spec import CompilerError, GrammarError
 from server.engine.guidance import GuidedPair, GuidedPairs, with_guided
 from server.engine.inspection import Inspection, Lineage, inspect
-from server.engine.params import ParameterError
 from server.engine.prompt_logprobs import describe_prompt
 from server.engine.runner import Runner, StepResult
 from server.engine.scheduler import Chunk, Scheduler
@@ -32,28 +31,6 @@ from server.engine.verify import describe_chosen, verify
 _NOT_FINITE = "The model produced numbers that are not finite."
 # How long a step without other work waits for a grammar before it looks for new requests again.
 _COMPILING_SECONDS = 0.01
-
-
-class PendingMatcher(Protocol):
-    """A grammar that is being compiled in another thread."""
-
-    def done(self) -> bool: ...
-
-    def wait(self, seconds: float) -> None:
-        """Return when it is done, or after that time."""
-        ...
-
-    def result(self) -> Matcher:
-        """What a sequence follows it by. Raises GrammarError."""
-        ...
-
-
-StartGrammar = Callable[[Grammar], PendingMatcher]
-
-
-def no_grammars(grammar: Grammar) -> NoReturn:
-    """Of a core made without a compiler. Raises ParameterError."""
-    raise ParameterError("grammar", "is not supported by this engine")
 
 
 @dataclass(frozen=True)
@@ -100,10 +77,9 @@ class EngineCore:
         self._runner = runner
         self._clock = clock
         self._speculator: Speculator = speculator or NoSpeculation()
-        self._start_grammar = start_grammar
         self._decodings: dict[int, Decoding] = {}
         self._tracing = Tracing()
-        self._compiling: dict[int, PendingMatcher] = {}
+        self._compiling = GrammarQueue(start_grammar)
         internal_ids = count(-1, -1)
         self._guided = GuidedPairs(internal_ids)
         self._lineage = Lineage(scheduler.pool)
@@ -117,11 +93,12 @@ class EngineCore:
             self._searches.add(request, request.beams)
             return
         decoding = Decoding.of(request, self.info)
+        if request.grammar is not None:
+            # First of all, as it may refuse: nothing has been noted of the sequence yet.
+            self._compiling.add(request.id, request.cache_salt, request.grammar)
         if request.guidance is not None and request.params.max_tokens:
             self._guided.start(decoding, request.guidance)
-        if request.grammar is not None:
-            self._compiling[request.id] = self._start_grammar(request.grammar)
-        else:
+        if request.grammar is None:
             self._queue(decoding.sequence)
         self._decodings[request.id] = decoding
         self._tracing.start(request)
@@ -149,9 +126,7 @@ class EngineCore:
         schedule = self.scheduler.schedule(self._speculator.num_wanted)
         scheduled = self._clock()
         drafts = self._speculator.draft(schedule.chunks, self._decodings)
-        turns = [
-            _turn(chunk, drafts.get(self._guided.drafter(chunk.sequence).request.id, ())) for chunk in schedule.chunks
-        ]
+        turns = [_turn(chunk, self._drafts_of(chunk, drafts)) for chunk in schedule.chunks]
         drafted = self._clock()
         result = self._run(turns, scheduled)
         ran = self._clock()
@@ -169,25 +144,27 @@ class EngineCore:
         if not self._compiling:
             return []
         if not self.scheduler.has_work:
-            next(iter(self._compiling.values())).wait(_COMPILING_SECONDS)
+            self._compiling.wait(_COMPILING_SECONDS)
         failed = []
-        for id_, pending in list(self._compiling.items()):
-            if not pending.done():
-                continue
+        for id_, pending in self._compiling.done():
             decoding = self._decodings[id_]
             try:
                 decoding.matcher = pending.result()
-            except GrammarError as error:
-                failed.append(
-                    self._finish(replace(_output(decoding.sequence), error=str(error), blames_grammar=True), "error")
-                )
+            except (GrammarError, CompilerError) as error:
+                is_clients = isinstance(error, GrammarError)
+                output = replace(_output(decoding.sequence), error=str(error), blames_grammar=is_clients)
+                failed.append(self._finish(output, "error"))
                 continue
-            del self._compiling[id_]
+            self._compiling.remove(id_)
             self._queue(decoding.sequence)
         return failed
 
     def _queue(self, sequence: EngineSequence) -> None:
         self.scheduler.add(*self._guided.members(sequence))
+
+    def _drafts_of(self, chunk: Chunk, drafts: Mapping[int, tuple[int, ...]]) -> tuple[int, ...]:
+        """What was drafted behind a chunk, by the id of the sequence it was drafted for."""
+        return drafts.get(self._guided.drafter(chunk.sequence).request.id, ()) if drafts else ()
 
     def _run(self, turns: Sequence[Turn], now: float) -> StepResult | None:
         """Compute the turns, with logits of the wanted positions; None when there is nothing to compute."""
@@ -238,7 +215,8 @@ class EngineCore:
         sequence = turn.chunk.sequence
         search, pair = self._searches.of(sequence), self._guided.of(sequence)
         num_choosing = 1 + len(turn.drafts)
-        if described := describe_prompt(turn.chunk, logits):
+        wants_described = sequence.request.params.prompt_logprobs is not None
+        if wants_described and (described := describe_prompt(turn.chunk, logits)):
             output = replace(_output(sequence), prompt_logprobs=described)
             ready.outputs += [output] if search is None else [replace(output, id=id_) for id_ in search.followers]
         if not turn.chunk.is_last:
@@ -314,7 +292,7 @@ class EngineCore:
     def _finish(self, output: SequenceOutput, reason: FinishReason) -> SequenceOutput:
         sequence = self._decodings.pop(output.id).sequence
         members = self._guided.end(sequence)
-        if self._compiling.pop(output.id, None) is None:
+        if not self._compiling.remove(output.id):
             for member in members:
                 self._lineage.note(member)
                 self.scheduler.remove(member)

@@ -29,10 +29,6 @@ class Matcher(Protocol):
         """Whether nothing may follow but the end. Raises GrammarError at its limits."""
         ...
 
-    def copy(self) -> "Matcher":
-        """An independent one at the same place."""
-        ...
-
     def scout(self) -> "Matcher":
         """One at the same place to rehearse tokens with, of which there is one. Raises GrammarError at its limits."""
         ...
@@ -73,10 +69,10 @@ class Decoding:
             self.state.append(token)
 
     def branch(self, request: SequenceRequest) -> "Decoding":
-        """Another sequence with the same tokens and history."""
+        """Another sequence with the same tokens and history, of one that has no grammar."""
+        assert self.matcher is None
         state = None if self.state is None else self.state.fork()
-        matcher = None if self.matcher is None else self.matcher.copy()
-        return replace(self, sequence=self.sequence.fork(request), state=state, matcher=matcher)
+        return replace(self, sequence=self.sequence.fork(request), state=state)
 
     @property
     def is_stateless(self) -> bool:
@@ -109,7 +105,7 @@ class Verification:
     def ready_rows(self) -> list[Row]:
         """The next rows, as many as can be decided at once: with a history one, as more depends on what is chosen.
 
-        None when the grammar gives up, which ends the sequence.
+        Empty when the grammar gives up, which ends the sequence.
         """
         count = len(self.drafts) + 1 - len(self.tokens) if self.decoding.is_stateless else 1
         try:

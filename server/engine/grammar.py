@@ -4,6 +4,7 @@ Masks are computed by llguidance (Microsoft, 2025): a lexer of regular-expressio
 walking the trie of the vocabulary. Imported with the first grammar, so that servers without any do not pay.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -14,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.engine.grammar_probe import GrammarProbe
-from server.engine.grammar_spec import Grammar, GrammarError
+from server.engine.grammar_spec import CompilerError, Grammar, GrammarError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
+
+logger = logging.getLogger(__name__)
 
 # Grammars whose trial is remembered, refused ones included: the choices of one request need one trial.
 _MAX_KEPT = 64
@@ -87,24 +90,6 @@ class Matcher:
             self._mask = self._compute()
         return self._mask
 
-    def masks_ahead(self, drafts: Sequence[int]) -> list[NDArray[np.int32]]:
-        """`mask` here and after each of the drafted tokens; this matcher stays where it is.
-
-        Fewer than len(drafts) + 1 where the grammar allows no more of the drafts or a limit keeps from looking further:
-        the drafts beyond are not worth verifying, and the tokens chosen are the same without them.
-        """
-        masks = [self.mask()]
-        try:
-            scout = self.scout()
-            for token in drafts:
-                if not allows(masks[-1], token):
-                    break
-                scout.accept(token)
-                masks.append(scout.mask())
-        except GrammarError:
-            pass  # a scout in error stays so, and looks no further
-        return masks
-
     def accept(self, token: int) -> None:
         """Move past an allowed token. Raises GrammarError when the grammar is beyond a limit here."""
         assert allows(self.mask(), token), f"token {token} is not allowed by the grammar"
@@ -115,11 +100,6 @@ class Matcher:
             self._tokens.append(token)
         self._mask = None
         self._raise_error()
-
-    def is_complete(self) -> bool:
-        """Whether the text so far satisfies the grammar, though it may go on."""
-        self.mask()  # the answer is only exact after it
-        return self._has_ended or self._matcher.is_accepting()
 
     def is_finished(self) -> bool:
         """Whether nothing but the end may follow. Raises what `mask` does."""
@@ -140,14 +120,6 @@ class Matcher:
         for token in self._tokens[len(scout._tokens) :]:
             scout.accept(token)
         return scout
-
-    def copy(self) -> "Matcher":
-        """An independent matcher at the same place, in time proportional to the tokens accepted; `scout` is cheaper."""
-        copied = Matcher(self._begin, self._vocabulary)
-        for token in self._tokens:
-            copied.accept(token)
-        copied._has_ended, copied._mask = self._has_ended, self._mask
-        return copied
 
     def _retreat(self, num_tokens: int) -> None:
         """Back to the first `num_tokens` tokens."""
@@ -190,13 +162,24 @@ class PendingMatcher:
         """Whether `result` returns at once."""
         return self._matcher.done()
 
+    def cancel(self) -> None:
+        """Nobody will ask for it: it is not begun if it has not been."""
+        self._matcher.cancel()
+
     def wait(self, seconds: float) -> None:
         """Until `done`, or until the time is up."""
         wait([self._matcher], seconds)
 
     def result(self) -> Matcher:
-        """The matcher at the start of the answer, waiting for it if need be. Raises GrammarError."""
-        return self._matcher.result()
+        """The matcher at the start of the answer, waiting for it if need be.
+
+        Raises GrammarError, and CompilerError when compiling failed in a way that tells nothing of the grammar.
+        """
+        failure = self._matcher.exception()
+        if failure is None or isinstance(failure, GrammarError | CompilerError):
+            return self._matcher.result()
+        logger.error("a grammar's compiler failed", exc_info=failure)
+        raise CompilerError("The grammar could not be compiled: the compiler failed.") from failure
 
 
 class GrammarCompiler:
@@ -234,6 +217,7 @@ class GrammarCompiler:
         tokenizer = self._vocabulary.tokenizer
         matcher = Matcher(lambda: LLMatcher(tokenizer, source, log_level=0, limits=parser_limits()), self._vocabulary)
         matcher.mask()  # the first is the dearest, and shows what can never be satisfied
+        matcher.scout().mask()  # so that the first draft finds it compiled
         return matcher
 
     def _try(self, grammar: Grammar) -> str:
@@ -255,11 +239,6 @@ class GrammarCompiler:
 def allows(mask: NDArray[np.int32], token: int) -> bool:
     """Whether a mask has the token's bit set."""
     return bool(mask[token // 32] >> (token % 32) & 1)
-
-
-def unpack(mask: NDArray[np.int32], vocab_size: int) -> NDArray[np.bool_]:
-    """A mask as one boolean per token, [vocab_size]."""
-    return np.unpackbits(mask.view(np.uint8), bitorder="little", count=vocab_size).view(np.bool_)
 
 
 def _packed(vocab_size: int, tokens: Sequence[int]) -> NDArray[np.int32]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 
-from server.engine.grammar_spec import Grammar, GrammarError
+from server.engine.grammar_spec import CompilerError, Grammar, GrammarError
 
 # The process limits its own computing; this only bounds the wait on a machine too busy to let it compute.
 _WAIT_SECONDS = 20.0
@@ -21,8 +21,14 @@ class GrammarProbe:
     _process: "subprocess.Popen[str] | None" = field(default=None, repr=False)
 
     def to_source(self, grammar: Grammar) -> str:
-        """`grammar` in llguidance's notation, after it compiled within the limits. Raises GrammarError."""
-        process = self._running()
+        """`grammar` in llguidance's notation, after it compiled within the limits.
+
+        Raises GrammarError, and CompilerError when the machine has no room for a process.
+        """
+        try:
+            process = self._running()
+        except OSError as error:
+            raise CompilerError("The grammar cannot be compiled now: the machine has no room.") from error
         assert process.stdin is not None
         assert process.stdout is not None
         line = ""

@@ -13,6 +13,10 @@ class GrammarError(ValueError):
     """A grammar that cannot be used: malformed, impossible to satisfy, or beyond a limit. The client's mistake."""
 
 
+class CompilerError(RuntimeError):
+    """A grammar that was not compiled though nothing is known against it: the server's failure."""
+
+
 @dataclass(frozen=True)
 class Grammar:
     """A constraint on the whole answer.

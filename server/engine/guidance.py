@@ -110,8 +110,7 @@ def guide(logits: Tensor, companions: Tensor, scale: float) -> Tensor:
     """Log-probabilities moved by `scale` from the companion's towards the sequence's own and beyond; all [vocab].
 
     log P' = log P(x | negative) + scale (log P(x | prompt) - log P(x | negative)): Sanchez et al. 2023, "Stay on topic
-    with Classifier-Free Guidance". Not
-    normalised.
+    with Classifier-Free Guidance". Not normalised.
     """
     own, negative = logits.log_softmax(-1), companions.log_softmax(-1)
     return scale * (own - negative) + negative

@@ -102,7 +102,7 @@ def inspect(scheduler: Scheduler, lineage: Lineage, salt_prefix: str, limit: int
         num_blocks=pool.num_blocks,
         num_free=pool.num_free,
         num_cached=pool.num_cached,
-        num_referenced=sum(pool.references(block) > 0 for block in range(pool.num_blocks)),
+        num_referenced=pool.num_blocks - pool.num_available,
         num_sequences=len(own),
         sequences=tuple(_tables(own[:limit], scheduler.running, limit)),
         num_other_sequences=len(others),

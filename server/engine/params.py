@@ -1,6 +1,6 @@
 """How one sequence is to be decoded: the validated sampling parameters. Knows no torch and no HTTP."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -94,13 +94,16 @@ class SamplingParams:
         `ending_tokens` are those that end the sequence, which `min_tokens` withholds at first.
         """
         for name, tokens in self._listed().items():
-            for token in tokens:
-                if not 0 <= token < vocab_size:
-                    raise ParameterError(name, f"holds token id {token}; the vocabulary ends at {vocab_size - 1}")
-        withheld = set(self.banned_tokens) | (set(ending_tokens) if self.min_tokens else set())
-        if len(withheld) >= vocab_size or (self.allowed_tokens is not None and withheld >= set(self.allowed_tokens)):
+            if tokens and not 0 <= min(tokens) <= max(tokens) < vocab_size:  # there may be many, and mostly all are
+                token = next(token for token in tokens if not 0 <= token < vocab_size)
+                raise ParameterError(name, f"holds token id {token}; the vocabulary ends at {vocab_size - 1}")
+        allowed = set(range(vocab_size) if self.allowed_tokens is None else self.allowed_tokens)
+        allowed -= {*self.banned_tokens, *(ending_tokens if self.min_tokens else ())}
+        if not allowed:
             name = "banned_tokens" if self.allowed_tokens is None else "allowed_tokens"
             raise ParameterError(name, "leaves no token to choose from")
+        if not allowed - {word[0] for word in self.bad_words if len(word) == 1}:
+            raise ParameterError("bad_words", "leaves no token to choose from")
 
     @cached_property
     def is_greedy(self) -> bool:
@@ -118,7 +121,7 @@ class SamplingParams:
         lists = self.banned_tokens or self.logit_bias or self.bad_words
         return bool(lists or self.allowed_tokens is not None or self.no_repeat_ngram_size)
 
-    def _listed(self) -> Mapping[str, Iterable[int]]:
+    def _listed(self) -> Mapping[str, Sequence[int]]:
         return {
             "logit_bias": [token for token, _ in self.logit_bias],
             "allowed_tokens": self.allowed_tokens or (),

@@ -14,6 +14,7 @@ from torch import Tensor
 from server.engine.filters import HIDDEN
 from server.engine.noise import LANES, REACH, gumbel_noise
 from server.engine.sampling.constraints import constrain, is_constrained
+from server.engine.sampling.likeliest import likeliest
 from server.engine.sampling.mirostat import adjusted, surprise
 from server.engine.sampling.order import MIROSTAT
 from server.engine.sampling.row import Observe as Observe
@@ -53,9 +54,9 @@ def describe(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> li
     chosen_logprobs = logprobs.gather(-1, chosen)
     ranks = ((logprobs > chosen_logprobs).sum(-1) + 1).tolist()
     values = chosen_logprobs[:, 0].tolist()
-    tops = [_most_likely(row, count) for row, count in zip(logprobs, counts, strict=True)]
+    tops = [likeliest(row, count) for row, count in zip(logprobs, counts, strict=True)]
     return [
-        TokenLogprob(token, value, rank, top_tokens, top_logprobs, entropy)
+        TokenLogprob(token, value, rank, tuple(top_tokens), tuple(top_logprobs), entropy)
         for token, value, rank, (top_tokens, top_logprobs), entropy in zip(
             tokens, values, ranks, tops, _entropies(logits, logprobs), strict=True
         )
@@ -68,18 +69,6 @@ def _entropies(logits: Tensor, logprobs: Tensor) -> list[float]:
     terms = (logits.softmax(-1).double() * logprobs).masked_fill(logprobs.isneginf(), 0.0)
     totals: list[float] = terms.cumsum(-1)[:, -1].neg().tolist()
     return totals
-
-
-def _most_likely(logprobs: Tensor, count: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The `count` most likely tokens of a row [vocab], ties by lower id."""
-    count = min(count, logprobs.shape[0])
-    if not count:
-        return (), ()
-    threshold = logprobs.topk(count).values[-1]
-    candidates = (logprobs >= threshold).nonzero()[:, 0]
-    ordered = logprobs[candidates].sort(descending=True, stable=True)
-    tokens = candidates[ordered.indices[:count]].tolist()
-    return tuple(tokens), tuple(ordered.values[:count].tolist())
 
 
 def _constrain(logits: Tensor, rows: Sequence[Row], observe: Observe) -> None:

@@ -207,11 +207,14 @@ class Scheduler:
             if budget <= 0:
                 return
             sequence = chunk.sequence
+            wanted = drafts_wanted(sequence) if sequence.may_draft else 0
+            if not wanted:
+                continue
             members = self._drafting_together(sequence)
-            if not (sequence.may_draft and choosing.issuperset(members)):
+            if not choosing.issuperset(members):
                 continue
             # The step gives a token of its own: with all it may still have guessed, that one would be too many.
-            count = min(drafts_wanted(sequence), sequence.num_remaining - 1, budget // len(members))
+            count = min(wanted, sequence.num_remaining - 1, budget // len(members))
             while count > 0 and sum(_missing(member, count) for member in members) > self.pool.num_available:
                 count -= 1
             if count > 0:

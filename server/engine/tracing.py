@@ -12,6 +12,7 @@ from model.paged import Span
 from server.engine.decoding import Verification
 from server.engine.filters import HIDDEN
 from server.engine.sampler import describe
+from server.engine.sampling.likeliest import likeliest
 from server.engine.scheduler import Chunk
 from server.engine.tracing_inside import View, Watch
 from server.engine.tracing_types import Contender, DraftFate, DraftTrace, StageTrace, TokenTrace, TraceOptions
@@ -130,20 +131,9 @@ def stage_trace(name: str, before: Tensor, after: Tensor, top: int) -> StageTrac
     had, has = before > HIDDEN, after > HIDDEN
     # A running sum adds one after the other; `sum` may divide a row among threads, and then rounds otherwise.
     removed = before.double().softmax(-1).masked_fill(~had | has, 0.0).cumsum(-1)[-1]
-    num_after = int(has.sum())
-    tokens = _likeliest(after, min(top, num_after))
+    tokens, _ = likeliest(after, top)
     probabilities = after.double().softmax(-1)[tokens].tolist()
-    return StageTrace(name, int(had.sum()), num_after, float(removed), tuple(tokens), tuple(probabilities))
-
-
-def _likeliest(logits: Tensor, count: int) -> list[int]:
-    """The `count` tokens of the highest logits [vocab], ties by lower id."""
-    if not count:
-        return []
-    candidates = (logits >= logits.topk(count).values[-1]).nonzero()[:, 0]
-    order = logits[candidates].sort(descending=True, stable=True).indices[:count]
-    tokens: list[int] = candidates[order].tolist()
-    return tokens
+    return StageTrace(name, int(had.sum()), int(has.sum()), float(removed), tuple(tokens), tuple(probabilities))
 
 
 def _draw(token: int, logits: Tensor, perturbed: Tensor) -> tuple[Contender, Contender | None]:

@@ -45,6 +45,7 @@ class Guidance:
 
 
 MAX_BEAMS = 16
+LENGTH_PENALTIES, DIVERSITY_PENALTIES = Range(-10.0, 10.0), Range(0.0, 100.0)
 EarlyStopping = bool | Literal["never"]
 
 
@@ -66,9 +67,9 @@ class BeamSearch:
     def __post_init__(self) -> None:
         Range(1, MAX_BEAMS).check("beam_width", self.width)
         Range(0, self.width - 1).check("n", self.rank)
-        Range(-10.0, 10.0).check("length_penalty", self.length_penalty)
+        LENGTH_PENALTIES.check("length_penalty", self.length_penalty)
         Range(1, self.width).check("num_beam_groups", self.num_groups)
-        Range(0.0, 100.0).check("diversity_penalty", self.diversity_penalty)
+        DIVERSITY_PENALTIES.check("diversity_penalty", self.diversity_penalty)
         if self.width % self.num_groups:
             raise ParameterError(
                 "num_beam_groups", f"is {self.num_groups}; it must divide the beam width, which is {self.width}"

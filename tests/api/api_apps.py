@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
-from fake_engine import ByteTokenizer, FakeEngine
+from fake_engine import ByteTokenizer
 from fastapi import FastAPI
 
 from server.admission import QueueLimits
 from server.api.app import create_app
+from server.api.engine_port import Engine
 from server.api.instruments import Instruments
 from server.api.served_model import ServedModel
 from server.api.settings import ApiSettings
@@ -22,7 +23,7 @@ MODEL = ServedModel("tiny", Path("tiny"), ByteTokenizer(), None, NOW - 1000)
 
 
 def make_app(
-    engine: FakeEngine,
+    engine: Engine,
     model: ServedModel = MODEL,
     settings: ApiSettings | None = None,
     timeline: Timeline | None = None,

@@ -83,7 +83,7 @@ WRONG_ANYWHERE: list[tuple[str, object, str, list[str]]] = [
 ]
 
 WRONG_COMPLETIONS: list[tuple[str, object, str, list[str]]] = [
-    ("prompt", None, "prompt", ["null", "a string"]),
+    ("prompt", None, "prompt", ["prompt is required"]),
     ("prompt", [], "prompt", ["empty"]),
     ("prompt", [[]], "prompt", ["empty"]),
     ("prompt", [["a"]], "prompt[0][0]", ["a token id"]),

@@ -91,6 +91,28 @@ async def test_the_answer_tells_the_guidance() -> None:
     assert told["negative_prompt"] == {"value": [7], "source": "request"}
 
 
+async def test_guidance_by_the_last_token_is_told_as_what_can_be_sent_back() -> None:
+    engine = FakeEngine()
+    async with client_of(make_app(engine)) as client:
+        for prompts, told in ((["ab", "cb"], [98]), (["ab", "c"], None)):
+            answer = await complete(client, prompt=prompts, guidance_scale=1.5, return_parameters=True)
+            assert answer["resolved_parameters"]["negative_prompt"] == {"value": told, "source": "server"}
+            await complete(client, prompt=prompts, guidance_scale=1.5, negative_prompt=told)
+            first, again = engine.requests[-2:]
+            assert [one.guidance for one in again] == [one.guidance for one in first]
+
+
+async def test_a_search_is_repeated_by_its_resolved_parameters() -> None:
+    body: Json = {"beam_width": 3, "n": 2, "length_penalty": 0.5, "stop": "q", "repetition_penalty": 1.2}
+    asking: Json = {"max_tokens": 6, "return_parameters": True, "return_token_ids": True}
+    async with client_of(make_app(CoreEngine())) as client:
+        first = await complete(client, **asking, **body)
+        told = {name: item["value"] for name, item in first["resolved_parameters"].items()}
+        again = await complete(client, **{**asking, **told})
+    assert not {"samplers", "strategy"} & told.keys()
+    assert [choice["token_ids"] for choice in again["choices"]] == [choice["token_ids"] for choice in first["choices"]]
+
+
 async def test_a_stop_string_cuts_a_hypothesis() -> None:
     async with client_of(make_app(FakeEngine())) as client:
         answer = await complete(client, beam_width=2, stop=[","])
@@ -164,6 +186,8 @@ async def test_what_was_drawn_or_cut_or_not_found_has_no_score() -> None:
         ({"negative_prompt": "x"}, "negative_prompt", "guidance_scale is not"),
         ({"guidance_scale": 20.5}, "guidance_scale", "between -20.0 and 20.0"),
         ({"guidance_scale": 2.0, "negative_prompt": []}, "negative_prompt", "at least one token"),
+        ({"guidance_scale": 1.0, "negative_prompt": []}, "negative_prompt", "at least one token"),
+        ({"guidance_scale": 1, "negative_prompt": [258]}, "negative_prompt", "vocabulary ends at 257"),
         (
             {"guidance_scale": 2.0, "negative_prompt": [258]},
             "negative_prompt",

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from server.api import app as app_module
 from server.api import tokenization
 from server.api.body_bounds import BodyBounds
-from server.api.prompts import LONG_TEXT
+from server.api.settings import LONG_TEXT
 from server.errors import Draining, EngineUnavailable, QueueFull, ServerError
 
 pytestmark = pytest.mark.anyio
@@ -128,6 +128,38 @@ async def test_long_lists_of_tokens_are_told_apart_off_the_event_loop(num_tokens
         tokenizer.threads.clear()
         assert await ask(client, "/detokenize", {"tokens": answer["tokens"]}) == {"prompt": "x" * num_tokens}
         assert (threading.get_ident() in tokenizer.threads) != is_long
+
+
+class Listing(ByteTokenizer):
+    """Remembers each text it was made to encode, and in which thread."""
+
+    def __init__(self) -> None:
+        self.encoded: list[tuple[str, int]] = []
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        self.encoded.append((text, threading.get_ident()))
+        return super().encode(text, add_special_tokens)
+
+
+@pytest.mark.parametrize("num_words", [3, 300])
+async def test_words_are_tokenized_once_for_all_strategies_and_many_off_the_event_loop(num_words: int) -> None:
+    is_long = num_words == 300
+    words = [f"{index:030}" for index in range(num_words)]
+    strategies = [{"seed": seed, "dry_multiplier": 1.0} for seed in range(16)]
+    bodies: list[tuple[str, Json]] = [
+        (COMPLETIONS, {"prompt": [1]}),
+        (CHAT, {"messages": [{"role": "user", "content": "hi"}]}),
+        ("/v1/compare", {"prompt": [1], "max_tokens": 1, "strategies": strategies}),
+    ]
+    for path, body in bodies:
+        tokenizer = Listing()
+        async with client_of(make_app(FakeEngine(), replace(MODEL, tokenizer=tokenizer))) as client:
+            await ask(client, path, {"model": "tiny", **body, "bad_words": words})
+        threads = dict(tokenizer.encoded)
+        assert [text for text, _ in tokenizer.encoded if text.strip().isdecimal()] == [
+            text for word in words for text in (word, " " + word)
+        ]
+        assert (threads[words[0]] != threading.get_ident()) == is_long
 
 
 async def never_ending(*pieces: bytes) -> AsyncIterator[bytes]:

@@ -18,7 +18,7 @@ from test_api_departure import Client, until_opened
 from server.api.seeds import derive_seed
 from server.api.settings import ApiSettings
 from server.api.text_metrics import distinct, first_divergence, repetition_rate, similarity
-from server.engine.types import SequenceOutput, SequenceRequest
+from server.engine.types import BeamSearch, SequenceOutput, SequenceRequest
 from server.errors import EngineUnavailable
 
 pytestmark = pytest.mark.anyio
@@ -35,6 +35,8 @@ STRATEGIES: list[Json] = [
     {"name": "order", "samplers": ["min_p", "temperature"], "min_p": 0.05, "temperature": 2.0},
     {"name": "dry", "dry_multiplier": 2.0, "bad_words": [[101], [116, 104]], "max_tokens": 11},
     {"name": "guided", "guidance_scale": 1.4, "negative_prompt": "no"},
+    {"name": "guided by the last token", "guidance_scale": 1.4},
+    {"name": "beams", "beam_width": 3},
     {"name": "stopping", "stop": ["e", "\u0000"], "logprobs": 3},
 ]
 
@@ -191,7 +193,7 @@ async def test_a_fork_can_be_compared_and_a_comparison_forked(real: httpx.AsyncC
 
 async def test_messages_are_compared_as_the_chat_they_are(real: httpx.AsyncClient) -> None:
     messages = [{"role": "user", "content": "hi"}]
-    strategies = [{"temperature": 0.7, "top_p": 0.9}, {"guidance_scale": 1.3, "negative_prompt": "ho"}]
+    strategies: list[Json] = [{"temperature": 0.7, "top_p": 0.9}, {"guidance_scale": 1.3, "negative_prompt": "ho"}]
     shared = {"model": "tiny", "messages": messages, "max_tokens": 12, "seed": 5}
     answer = await ask(real, "/v1/compare", {**shared, "strategies": strategies})
     for strategy, own in zip(strategies, answer["strategies"], strict=True):
@@ -273,10 +275,23 @@ async def test_names_come_from_the_parameters_and_never_twice(client: httpx.Asyn
         {"temperature": 0.5, "top_k": 3},
         {"temperature": 0.5, "top_k": 3},
         {"top_p": None},
+        {"speculative": {"num_tokens": 1}, "stop": ["a", "b"]},
+        {"allowed_token_ids": list(range(100, 200))},
     ]
     answer = await compare(client, strategies=strategies)
     names = [one["name"] for one in answer["strategies"]]
-    assert names == ["default", "default (2)", "temperature=0.5 top_k=3", "temperature=0.5 top_k=3 (2)", "default (3)"]
+    long = [
+        'speculative={"num_tokens": 1} stop=["a", "b"]',
+        "allowed_token_ids=[100, 101, 102, 103, 104, 105, 106, 107, ",
+    ]
+    assert names == [
+        "default",
+        "default (2)",
+        "temperature=0.5 top_k=3",
+        "temperature=0.5 top_k=3 (2)",
+        "default (3)",
+        *long,
+    ]
 
 
 async def test_a_strategys_own_parameters_go_before_the_shared_ones(
@@ -325,6 +340,8 @@ async def test_a_strategys_own_parameters_go_before_the_shared_ones(
         ({"seeds": 2, "messages": [{"role": "user", "content": "x"}]}, "messages", "besides prompt"),
         ({"seeds": 2, "prompt": "a" * 600}, "prompt", "context length"),
         ({"seeds": 2, "frobnicate": 1}, "frobnicate", "Unknown parameter"),
+        ({"seeds": 2, "add_generation_prompt": False}, "add_generation_prompt", "no messages"),
+        ({"seeds": 2, "chat_template_kwargs": {"a": 1}}, "chat_template_kwargs", "no messages"),
         ({"seeds": 16, "max_tokens": 400, "logprobs": 20}, "seeds", "the limit is 131072"),
         ({"seeds": 16, "max_tokens": 300, "trace": {"top": 20}}, "trace", "the limit is 524288"),
     ],
@@ -355,3 +372,25 @@ async def test_a_full_or_absent_engine_refuses_as_everywhere() -> None:
     async with client_of(make_app(engine)) as client:
         await refused(client, "/v1/compare", {"model": "tiny", "prompt": "a", "seeds": 5}, 503)
     assert engine.checked == [("tiny", 5)]
+
+
+@pytest.mark.parametrize(
+    ("shared", "own"),
+    [
+        ({"num_beams": 4}, {"beam_width": 2}),
+        ({"use_beam_search": True, "num_beams": 4}, {"use_beam_search": False, "temperature": 0.5}),
+        ({"use_beam_search": False}, {"num_beams": 2}),
+        ({"regex": "a+"}, {"choice": ["a", "b"]}),
+        ({"response_format": {"type": "json_object"}}, {"response_format": {"type": "text"}}),
+        ({"max_tokens": 3}, {"max_completion_tokens": 4}),
+    ],
+)
+async def test_a_strategys_way_of_saying_something_takes_the_place_of_the_shared_way(
+    client: httpx.AsyncClient, engine: FakeEngine, shared: Json, own: Json
+) -> None:
+    await compare(client, seed=1, **shared, strategies=[own])
+    await compare(client, seed=1, strategies=[own])
+    together, alone = engine.requests
+    assert together == alone
+    await compare(client, seed=1, num_beams=4, strategies=[{"use_beam_search": True}])
+    assert engine.requests[-1][0].beams == BeamSearch(4)

@@ -211,3 +211,10 @@ def test_a_state_that_begins_forked_is_the_state_that_got_there(window: int) -> 
     begun.append(5)
     grown.append(5)
     assert begun.said.tolist() == grown.said.tolist()
+
+
+async def test_a_prompt_of_null_is_none(client: httpx.AsyncClient) -> None:
+    first = await complete(client)
+    await forked(client, fork_of(first, 2), prompt=None)
+    error = await refused(client, "/v1/completions", {"model": "tiny", "prompt": None})
+    assert (error["param"], error["code"]) == ("prompt", "missing_required_parameter")

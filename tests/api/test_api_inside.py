@@ -219,6 +219,8 @@ async def test_limits_are_those_in_force(engine: FakeEngine) -> None:
     assert lists["sequence_breakers"]["max"] == fields.MAX_SEQUENCE_BREAKERS
     assert lists["candidates"] == {"name": "candidates", "max": admission.MAX_CANDIDATES, "parameter": "logprobs"}
     assert lists["cache_salt_characters"]["max"] == 256
+    assert lists["negative_prompt_characters"]["max"] == settings.LONG_TEXT
+    assert lists["seeds"] == {"name": "seeds", "max": 16, "min": 1, "parameter": "seeds"}
     assert parameters["n"] == {"name": "n", "max": 13, "min": 1, "parameter": "n", "flag": "--max-choices"}
     assert parameters["logit_bias"]["min"] == -MAX_LOGIT_BIAS
     assert server["waiting_sequences"]["max"] == QUEUE.max_waiting
@@ -244,6 +246,25 @@ async def test_a_value_beyond_a_told_range_is_refused_and_one_at_its_end_is_not(
             body = {"model": "tiny", "prompt": "x", "max_tokens": 1, name: value}
             answer = await client.post("/v1/completions", json=body)
             assert answer.status_code == status, (name, value, answer.text)
+
+
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [
+        ("length_penalty", {"beam_width": 2}),
+        ("diversity_penalty", {"beam_width": 4, "num_beam_groups": 2}),
+        ("num_beam_groups", {"beam_width": 16, "diversity_penalty": 1}),
+        ("guidance_scale", {}),
+    ],
+)
+async def test_what_is_told_of_searches_and_guidance_is_what_is_in_force(
+    client: httpx.AsyncClient, name: str, beside: dict[str, object]
+) -> None:
+    told = limits_by_name(await get(client, "/v1/limits"), "parameters")[name]
+    for value, status in ((told["max"], 200), (told["max"] + 1, 400), (told["min"] - 1, 400)):
+        body = {"model": "tiny", "prompt": "x", "max_tokens": 1, name: value, **beside}
+        answer = await client.post("/v1/completions", json=body)
+        assert answer.status_code == status, (value, answer.text)
 
 
 async def test_every_parameter_a_limit_names_is_one_of_a_request(client: httpx.AsyncClient) -> None:

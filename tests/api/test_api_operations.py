@@ -6,14 +6,17 @@ from pathlib import Path
 
 import httpx
 import pytest
-from api_apps import MODEL, NOW, client_of, make_app
+from api_apps import MODEL, NOW, QUEUE, client_of, make_app
 from api_requests import Json, ask, complete, error_of, refused
 from fake_engine import ByteTokenizer, FakeEngine, info
 
 from server.api.app import create_app
+from server.api.instruments import Instruments
 from server.api.served_model import GenerationDefaults, load_served_model
 from server.api.settings import ApiSettings
+from server.engine.config import EngineConfig
 from server.engine.params import ParameterError
+from server.timeline import Timeline
 
 pytestmark = pytest.mark.anyio
 
@@ -153,9 +156,10 @@ async def test_the_openapi_document_has_every_schema_it_points_to(client: httpx.
 
 
 def test_the_server_refuses_to_be_built_without_models_or_with_two_of_one_name() -> None:
+    instruments = Instruments(lambda: b"", Timeline([]), QUEUE, EngineConfig())
     for models in ([], [MODEL, MODEL]):
         with pytest.raises(ValueError, match="model"):
-            create_app(FakeEngine(), models, ApiSettings(), lambda: b"")
+            create_app(FakeEngine(), models, ApiSettings(), instruments)
 
 
 @pytest.mark.parametrize("name", ["max_body_bytes", "max_prompts", "max_choices", "max_sequences"])

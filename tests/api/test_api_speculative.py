@@ -67,10 +67,10 @@ async def test_the_servers_default_is_for_requests_that_do_not_say(engine: FakeE
 
 async def test_the_resolved_parameters_say_how_and_who_chose_it(client: httpx.AsyncClient) -> None:
     answer = await complete(client, speculative={"method": "auto"}, return_parameters=True)
-    told = answer["resolved_parameters"]["speculative"]  # type: ignore[index,call-overload]
+    told = answer["resolved_parameters"]["speculative"]
     assert told == {"value": {"method": "auto", "num_tokens": 4}, "source": "request"}
     answer = await complete(client, return_parameters=True)
-    assert answer["resolved_parameters"]["speculative"]["source"] == "server"  # type: ignore[index,call-overload]
+    assert answer["resolved_parameters"]["speculative"]["source"] == "server"
 
 
 async def test_a_draft_model_is_asked_for_only_where_there_is_one(
@@ -111,16 +111,33 @@ MESSAGE: Json = {"role": "user", "content": "Hi"}
 async def test_the_usage_says_what_came_of_the_drafts(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     engine.reply = drafted
     answer = await complete(client, speculative={"method": "ngram"})
-    assert answer["usage"]["completion_tokens_details"] == DETAILS  # type: ignore[index,call-overload]
+    assert answer["usage"]["completion_tokens_details"] == DETAILS
     answer = await complete(client)
-    assert "completion_tokens_details" not in answer["usage"]  # type: ignore[operator]
+    assert "completion_tokens_details" not in answer["usage"]
 
 
 async def test_choices_add_up_and_streams_say_the_same(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     engine.reply = drafted
     answer = await complete(client, n=3, speculative={"method": "ngram"})
-    details = answer["usage"]["completion_tokens_details"]  # type: ignore[index,call-overload]
+    details = answer["usage"]["completion_tokens_details"]
     assert details == {**DETAILS, "accepted_prediction_tokens": 15, "rejected_prediction_tokens": 24}
     body = {**BODY, "speculative": {"method": "ngram"}, "stream_options": {"include_usage": True}}
     last = (await stream(client, COMPLETE, body))[-1]
-    assert last["usage"]["completion_tokens_details"] == DETAILS  # type: ignore[index,call-overload]
+    assert last["usage"]["completion_tokens_details"] == DETAILS
+
+
+async def test_drafts_behind_a_stop_string_are_no_part_of_the_answer(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.reply = lambda request: [
+        SequenceOutput(0, tuple(b"Hello, wo"), num_drafted=8, num_accepted=8),
+        SequenceOutput(0, tuple(b"rld"), finish_reason="length"),
+    ]
+    answer = await complete(client, speculative={"method": "ngram", "num_tokens": 8}, stop="l")
+    assert answer["usage"]["completion_tokens"] == 3
+    assert answer["usage"]["completion_tokens_details"] == {
+        "accepted_prediction_tokens": 3,
+        "rejected_prediction_tokens": 5,
+        "tokens_per_target_step": 3.0,
+        "acceptance_by_position": [1.0] * 3 + [0.0] * 5,
+    }

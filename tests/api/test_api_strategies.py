@@ -6,7 +6,7 @@ import httpx
 import pytest
 from api_apps import MODEL, client_of, make_app
 from api_requests import Json, complete, refused
-from fake_engine import BOS, ByteTokenizer, FakeEngine, info
+from fake_engine import BOS, EOS, VOCAB_SIZE, ByteTokenizer, FakeEngine, info
 
 from server.api.parameters import Resolved, resolve
 from server.api.schemas import FIELDS, CompletionRequest
@@ -14,6 +14,7 @@ from server.api.schemas_chat import ChatRequest
 from server.api.served_model import GenerationDefaults
 from server.api.strategies import PRESETS
 from server.api.validation import validate
+from server.api.words import Spellings
 from server.engine.params import SamplingParams
 from server.engine.sampling.order import DEFAULT_ORDER, SAMPLERS
 from server.errors import BadRequest
@@ -21,18 +22,18 @@ from server.errors import BadRequest
 pytestmark = pytest.mark.anyio
 
 
-def resolved(defaults: GenerationDefaults | None = None, **fields: object) -> Resolved:
+def resolved(defaults: GenerationDefaults | None = None, /, **fields: object) -> Resolved:
     asked = validate(CompletionRequest, {"model": "tiny", "prompt": "hi", **fields})
-    return resolve(asked, defaults or GenerationDefaults(), info(), 5, ByteTokenizer())
+    return resolve(asked, defaults or GenerationDefaults(), info(), 5, Spellings(MODEL))
 
 
 def params(**fields: object) -> SamplingParams:
-    return resolved(**fields).params
+    return resolved(None, **fields).params
 
 
 def refusal(**fields: object) -> BadRequest:
     with pytest.raises(BadRequest) as caught:
-        resolved(**fields)
+        resolved(None, **fields)
     return caught.value
 
 
@@ -70,7 +71,7 @@ LISTS = {"logit_bias", "allowed_tokens", "banned_tokens", "stop_token_ids", "bad
 def test_every_sampling_parameter_is_a_field_and_reaches_the_engine() -> None:
     assert set(FIELDS) == set(VALUES) | set(MIROSTAT) | LISTS
     for values in (VALUES, MIROSTAT):
-        made = resolved(**values)
+        made = resolved(None, **values)
         assert {name: getattr(made.params, name) for name in values} == values
         assert {made.in_force[name].source for name in values} == {"request"}
 
@@ -276,7 +277,7 @@ class WordTokenizer(ByteTokenizer):
 def words_of(**fields: object) -> SamplingParams:
     asked = validate(CompletionRequest, {"model": "tiny", "prompt": "hi", **fields})
     large = replace(info(), vocab_size=260)
-    return resolve(asked, GenerationDefaults(), large, 5, WordTokenizer()).params
+    return resolve(asked, GenerationDefaults(), large, 5, Spellings(replace(MODEL, tokenizer=WordTokenizer()))).params
 
 
 def test_bad_words_become_token_sequences_with_and_without_a_space_before_them() -> None:
@@ -304,7 +305,7 @@ def test_a_word_without_tokens_is_refused() -> None:
 
     asked = validate(CompletionRequest, {"model": "tiny", "prompt": "hi", "bad_words": [[5], "ä"]})
     with pytest.raises(BadRequest, match=r"bad_words\[1\] has no tokens"):
-        resolve(asked, GenerationDefaults(), info(), 5, Mute())
+        resolve(asked, GenerationDefaults(), info(), 5, Spellings(replace(MODEL, tokenizer=Mute())))
 
 
 def test_everything_the_answer_depends_on_is_told() -> None:
@@ -323,7 +324,7 @@ def test_everything_the_answer_depends_on_is_told() -> None:
 
 def test_chat_adds_no_special_tokens_unless_asked() -> None:
     body: Json = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-    made = resolve(validate(ChatRequest, body), GenerationDefaults(), info(), 5)
+    made = resolve(validate(ChatRequest, body), GenerationDefaults(), info(), 5, Spellings(MODEL))
     assert made.in_force["add_special_tokens"].value is False
 
 
@@ -336,3 +337,26 @@ async def test_the_answer_carries_resolved_parameters_when_asked(engine: FakeEng
     assert told["typical_p"] == {"value": 0.5, "source": "request"}
     assert told["samplers"] == {"value": list(ORDERS["transformers"]), "source": "preset"}
     assert "parameters" not in answer
+
+
+@pytest.mark.parametrize(
+    ("fields", "blamed"),
+    [
+        ({"allowed_token_ids": [5, 6], "bad_words": [[5], [6]]}, "bad_words"),
+        ({"allowed_token_ids": [5, 6], "banned_token_ids": [5], "bad_words": [[6]]}, "bad_words"),
+        ({"bad_words": [[token] for token in range(VOCAB_SIZE)]}, "bad_words"),
+        ({"allowed_token_ids": [5, 6], "banned_token_ids": [6, 5]}, "allowed_token_ids"),
+        ({"allowed_token_ids": [EOS], "min_tokens": 1}, "allowed_token_ids"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"banned_token_ids": list(range(VOCAB_SIZE))}, "banned_token_ids"),
+    ],
+)
+async def test_constraints_that_leave_nothing_are_refused(client: httpx.AsyncClient, fields: Json, blamed: str) -> None:
+    error = await refused(client, "/v1/completions", {"model": "tiny", "prompt": "hi", **fields})
+    assert error["param"] == blamed
+    assert error["message"] == f"{blamed} leaves no token to choose from."
+
+
+async def test_constraints_that_leave_one_token_are_not(client: httpx.AsyncClient) -> None:
+    await complete(client, allowed_token_ids=[5, 6], bad_words=[[5], [6, 6]], banned_token_ids=[7])
+    await complete(client, bad_words=[[token] for token in range(1, VOCAB_SIZE)])

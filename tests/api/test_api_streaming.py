@@ -165,7 +165,8 @@ def broken(after: bytes) -> Reply:
     """Says `after`, then reports numbers that are not finite."""
 
     def reply(request: SequenceRequest) -> Script:
-        return [*(SequenceOutput(0, (byte,)) for byte in after), SequenceOutput(0, finish_reason="error", error="The numbers are not finite.")]
+        failure = SequenceOutput(0, finish_reason="error", error="The numbers are not finite.")
+        return [*(SequenceOutput(0, (byte,)) for byte in after), failure]
 
     return reply
 

@@ -85,12 +85,19 @@ def test_every_spelling_of_a_constraint_becomes_the_same_value(body: dict[str, o
         ({"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs", "exactly 1"),
         ({"structured_outputs": {"backend": "x"}}, "structured_outputs.backend", "Unknown"),
         ({"structured_outputs": {"regex": 3}}, "structured_outputs.regex", "3"),
-        ({"guided_json": "nope"}, None, "not valid JSON"),
+        ({"guided_json": "nope"}, "guided_json", "guided_json is not valid JSON"),
+        ({"json_schema": "{"}, "json_schema", "json_schema is not valid JSON"),
+        ({"json_schema": "[]"}, "json_schema", "json_schema must be a JSON object"),
+        ({"structured_outputs": {"json": '{"a": NaN}'}}, "structured_outputs.json", "NaN"),
         ({"guided_json": {"x-guidance": {}}}, "guided_json", "x-guidance"),
         ({"json_object": "yes"}, "json_object", "boolean"),
         ({"regex": ""}, "regex", "at least one character"),
         ({"regex": "a{1000000}"}, "regex", "10000"),
         ({"regex": "a{2,1000000000000}"}, "regex", "10000"),
+        ({"regex": "a{ 20000 }"}, "regex", "10000"),
+        ({"regex": "a{2, 2 0000}"}, "regex", "10000"),
+        ({"regex": r"a\\{20000}"}, "regex", "10000"),
+        ({"regex": r"\x{61}{20000}"}, "regex", "10000"),
         ({"regex": "(" * (MAX_NESTING + 1)}, "regex", f"{MAX_NESTING} levels"),
         ({"grammar": "a" * (MAX_GRAMMAR_BYTES + 1)}, "grammar", f"limit is {MAX_GRAMMAR_BYTES}"),
         ({"json_schema": {"const": "é" * 40_000}}, "json_schema", f"limit is {MAX_GRAMMAR_BYTES}"),
@@ -112,9 +119,16 @@ def test_a_refusal_names_the_field_and_what_is_wrong(body: dict[str, object], fi
 def test_the_most_of_everything_is_accepted() -> None:
     assert read(choice=["a"] * MAX_CHOICES) is not None
     assert read(regex="(" * MAX_NESTING + r"a\(\[" + ")" * MAX_NESTING + "a{10000}") is not None
+    assert read(regex=r"\x{20000}\{20000}") is not None  # a character, and braces that are text
     assert read(grammar="a" * MAX_GRAMMAR_BYTES) is not None
 
 
 def test_what_the_engine_refuses_is_answered_for_the_field_that_held_it() -> None:
     error = grammar_refused(validate(StructuredFields, {"guided_regex": "["}), "cannot be used: unclosed class")
     assert (error.parameter, error.message) == ("guided_regex", "guided_regex cannot be used: unclosed class.")
+
+
+def test_a_field_that_asks_for_no_grammar_is_not_blamed_for_one() -> None:
+    for other in ({"response_format": {"type": "text"}}, {"json_object": False}):
+        error = grammar_refused(validate(StructuredFields, {**other, "regex": "("}), "cannot be used: unclosed group")
+        assert (error.parameter, error.message) == ("regex", "regex cannot be used: unclosed group.")

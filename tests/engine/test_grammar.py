@@ -1,22 +1,28 @@
 """Answers drawn under a grammar satisfy it, and masks allow exactly what can still become an answer."""
 
+import contextlib
 import itertools
 import json
 import random
 import re
+import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import jsonschema
 import numpy as np
 import pytest
 from grammar_cases import REGEXES, random_schema
 from llguidance import LLParserLimits
+from numpy.typing import NDArray
 
 from model.tokenizer import Tokenizer
 from server.engine import grammar_source
-from server.engine.grammar import GrammarCompiler, Matcher, unpack
-from server.engine.grammar_spec import Grammar, GrammarError
+from server.engine.grammar import GrammarCompiler, Matcher, allows
+from server.engine.grammar_spec import CompilerError, Grammar, GrammarError
+from server.engine.sampling.constraints import allowed_by
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 PADDING = 13  # rows of the embedding beyond the vocabulary
@@ -39,7 +45,11 @@ def compiler(tokenizer: Tokenizer) -> Iterator[GrammarCompiler]:
 
 
 def allowed(matcher: Matcher, tokenizer: Tokenizer) -> list[int]:
-    return np.flatnonzero(unpack(matcher.mask(), tokenizer.vocab_size + PADDING)).tolist()
+    return np.flatnonzero(allowed_by(matcher.mask(), tokenizer.vocab_size + PADDING)).tolist()
+
+
+def may_end(matcher: Matcher, tokenizer: Tokenizer) -> bool:
+    return any(allows(matcher.mask(), token) for token in tokenizer.eos_token_ids)
 
 
 def drawn(matcher: Matcher, tokenizer: Tokenizer, seed: int) -> list[int] | None:
@@ -96,7 +106,7 @@ def test_every_choice_can_be_given_and_nothing_else(compiler: GrammarCompiler, t
         matcher = compiler.start(grammar).result()
         for token in tokenizer.encode(choice, add_special_tokens=False):
             matcher.accept(token)
-        assert matcher.is_complete(), choice
+        assert may_end(matcher, tokenizer), choice
     for seed in range(20):
         tokens = drawn(compiler.start(grammar).result(), tokenizer, seed)
         assert tokens is not None
@@ -110,8 +120,8 @@ def test_lark_and_gbnf_say_the_same(compiler: GrammarCompiler, tokenizer: Tokeni
         assert allowed(lark, tokenizer) == allowed(gbnf, tokenizer)
         lark.accept(token)
         gbnf.accept(token)
-    assert lark.is_complete()
-    assert gbnf.is_complete()
+    assert may_end(lark, tokenizer)
+    assert may_end(gbnf, tokenizer)
 
 
 def test_masks_allow_exactly_what_can_still_become_an_answer(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
@@ -128,7 +138,7 @@ def test_masks_allow_exactly_what_can_still_become_an_answer(compiler: GrammarCo
             expected = {token for token, piece in enumerate(texts) if piece and text + piece in prefixes}
             expected |= set(tokenizer.eos_token_ids) if text in language else set()
             assert set(allowed(matcher, tokenizer)) == expected
-            assert matcher.is_complete() == (text in language)
+            assert may_end(matcher, tokenizer) == (text in language)
             token = rng.choice(sorted(expected - set(tokenizer.eos_token_ids)))
             matcher.accept(token)
             text += texts[token]
@@ -143,16 +153,35 @@ def test_looking_ahead_shows_the_masks_of_the_way_and_changes_nothing(
     rng, num_seen = random.Random(1), 0
     for _ in range(5):
         plain, looking = compiler.start(grammar).result(), compiler.start(grammar).result()
+        tokens: list[int] = []
         while not plain.is_finished():
-            drafts, expected = way_ahead(plain.copy(), tokenizer, rng)
+            drafts, expected = way_ahead(begun(compiler, grammar, tokens), tokenizer, rng)
             refused = rng.choice(sorted(set(range(tokenizer.vocab_size)) - set(expected[-1])))
-            masks = looking.masks_ahead([*drafts, refused])
-            assert [np.flatnonzero(unpack(mask, tokenizer.vocab_size)).tolist() for mask in masks] == expected
+            masks = masks_ahead(looking, [*drafts, refused])
+            assert [np.flatnonzero(allowed_by(mask, tokenizer.vocab_size)).tolist() for mask in masks] == expected
             num_seen += len(drafts)
-            token = rng.choice([t for t in allowed(plain, tokenizer) if t not in tokenizer.eos_token_ids])
-            plain.accept(token)
-            looking.accept(token)
+            tokens.append(rng.choice([t for t in allowed(plain, tokenizer) if t not in tokenizer.eos_token_ids]))
+            plain.accept(tokens[-1])
+            looking.accept(tokens[-1])
     assert num_seen > 20
+
+
+def begun(compiler: GrammarCompiler, grammar: Grammar, tokens: list[int]) -> Matcher:
+    matcher = compiler.start(grammar).result()
+    for token in tokens:
+        matcher.accept(token)
+    return matcher
+
+
+def masks_ahead(matcher: Matcher, drafts: list[int]) -> list[NDArray[np.int32]]:
+    """The masks here and after each of the drafts, as far as the grammar and its limits allow."""
+    masks = [matcher.mask()]
+    with contextlib.suppress(GrammarError):
+        scout = matcher.scout()
+        for token in itertools.takewhile(lambda draft: allows(masks[-1], draft), drafts):
+            scout.accept(token)
+            masks.append(scout.mask())
+    return masks
 
 
 def way_ahead(matcher: Matcher, tokenizer: Tokenizer, rng: random.Random) -> tuple[list[int], list[list[int]]]:
@@ -165,15 +194,15 @@ def way_ahead(matcher: Matcher, tokenizer: Tokenizer, rng: random.Random) -> tup
     return drafts, expected
 
 
-def test_a_copy_and_its_original_leave_each_other_alone(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
-    original = compiler.start(Grammar("regex", "(yes|no)+")).result()
-    original.accept(tokenizer.encode("y")[0])
-    before = allowed(original, tokenizer)
-    for ask in (original.copy, original.scout, original.scout):
-        other = ask()
-        assert allowed(other, tokenizer) == before
-        other.accept(tokenizer.encode("e")[0])
-        assert allowed(original, tokenizer) == before != allowed(other, tokenizer)
+def test_a_scout_and_its_matcher_leave_each_other_alone(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
+    matcher = compiler.start(Grammar("regex", "(yes|no)+")).result()
+    matcher.accept(tokenizer.encode("y")[0])
+    before = allowed(matcher, tokenizer)
+    for _ in range(2):
+        scout = matcher.scout()
+        assert allowed(scout, tokenizer) == before
+        scout.accept(tokenizer.encode("e")[0])
+        assert allowed(matcher, tokenizer) == before != allowed(scout, tokenizer)
 
 
 def test_a_limit_strikes_at_the_same_token_whatever_was_drafted(
@@ -187,7 +216,7 @@ def test_a_limit_strikes_at_the_same_token_whatever_was_drafted(
         matcher, rng = compiler.start(grammar).result(), random.Random(num_drafts)
         for count, token in enumerate(tokenizer.encode("era of the sea " * 20, add_special_tokens=False)):
             try:
-                matcher.masks_ahead([rng.choice(allowed(matcher, tokenizer)) for _ in range(num_drafts)])
+                masks_ahead(matcher, [rng.choice(allowed(matcher, tokenizer)) for _ in range(num_drafts)])
                 if asks_for_masks:
                     matcher.mask()
                 matcher.accept(token)
@@ -215,6 +244,45 @@ def test_what_no_token_of_the_vocabulary_can_begin_is_refused() -> None:
             compiler.start(Grammar("regex", "b")).result()
     finally:
         compiler.close()
+
+
+def test_a_grammar_given_up_before_its_turn_is_not_compiled(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on, tried = threading.Event(), []
+
+    def slowly(grammar: Grammar) -> str:
+        may_go_on.wait(60.0)
+        tried.append(grammar.text)
+        raise GrammarError("no")
+
+    monkeypatch.setattr(compiler.probe, "to_source", slowly)
+    pending = [compiler.start(Grammar("regex", f"given up {index}")) for index in range(3)]
+    pending[1].cancel()
+    may_go_on.set()
+    for one in (pending[0], pending[2]):
+        with pytest.raises(GrammarError):
+            one.result()
+    assert tried == ["given up 0", "given up 2"]
+
+
+class Panic(BaseException):
+    """As PyO3 raises where Rust code panics."""
+
+
+@pytest.mark.parametrize("failure", [OSError(12, "Cannot allocate memory"), Panic("index out of bounds")])
+def test_a_failure_of_the_compiler_is_no_fault_of_the_grammar(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    def fail(*args: object, **kwargs: object) -> NoReturn:
+        raise failure
+
+    compiler.probe.close()
+    with monkeypatch.context() as broken:
+        broken.setattr(subprocess, "Popen", fail)
+        with pytest.raises(CompilerError):
+            compiler.start(Grammar("regex", f"fails {failure}")).result()
+    assert compiler.start(Grammar("regex", f"fails {failure}")).result().mask().any()
 
 
 def test_a_matcher_that_has_been_waited_for_is_there(compiler: GrammarCompiler) -> None:

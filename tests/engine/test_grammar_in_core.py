@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import jsonschema
 import pytest
 import torch
 from drafting_cases import NUM_BLOCKS, drafting_by
-from engine_driver import Result, Run, decode, engine_info
+from engine_driver import Result, Run, decode, drain, engine_info
 from grammar_cases import REGEXES, random_schema
 
 from model.checkpoint import load_checkpoint
@@ -20,6 +21,7 @@ from model.tokenizer import Tokenizer
 from server.engine.block_pool import BlockPool
 from server.engine.core import EngineCore
 from server.engine.grammar import GrammarCompiler
+from server.engine.grammar_probe import GrammarProbe
 from server.engine.grammar_spec import Grammar
 from server.engine.params import SamplingParams
 from server.engine.runner import Runner
@@ -114,6 +116,33 @@ def test_a_grammar_that_cannot_be_satisfied_ends_its_sequence_alone(core: Engine
     (failure,) = [output for output in results if output.id == 2]
     assert (failure.finish_reason, failure.blames_grammar) == ("error", True)
     assert sum(len(output.tokens) for output in results if output.id == 1) == 5
+
+
+def test_a_compiler_that_fails_ends_its_sequence_alone_and_blames_nobody(
+    core: EngineCore, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: GrammarProbe, grammar: Grammar) -> NoReturn:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(GrammarProbe, "to_source", fail)
+    (sick,) = requests(tokenizer, [(3, Grammar("regex", "never tried before"))])
+    (healthy,) = requests(tokenizer, [(4, Grammar("regex", "[a-z]{5}"))])
+    outputs = decode(core, [sick, replace(healthy, grammar=None)]).outputs
+    (failure,) = [output for output in outputs if output.id == 3]
+    assert (failure.finish_reason, failure.blames_grammar) == ("error", False)
+    assert "could not be compiled" in failure.error
+    assert sum(len(output.tokens) for output in outputs if output.id == 4) > 0
+
+
+def test_an_aborted_sequence_takes_its_grammar_with_it(core: EngineCore, tokenizer: Tokenizer) -> None:
+    asked = requests(tokenizer, [(id_, Grammar("regex", f"{id_}[a-z]+")) for id_ in range(5, 8)])
+    for request in asked:
+        core.add(request)
+    core.abort([5, 6])
+    outputs = drain(core).outputs
+    assert {output.id for output in outputs if output.finish_reason == "abort"} == {5, 6}
+    assert all(output.id == 7 for output in outputs if output.tokens)
+    assert not core._compiling
 
 
 def test_ignoring_the_end_of_sequence_still_ends_with_the_grammar(core: EngineCore, tokenizer: Tokenizer) -> None:

@@ -1,5 +1,7 @@
 """What looks back: windows of penalties, DRY, n-grams and bad words, against brute force over short histories."""
 
+import time
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from sampler_oracle import HIDDEN
 from strategies_oracle import dry_match, unbroken
 
@@ -14,12 +17,13 @@ from server.engine.params import SamplingParams
 from server.engine.sampler import DecodingState, Row, choose
 from server.engine.sampling.constraints import allowed_by, hidden_tokens
 from server.engine.sampling.ranges import MAX_MATCH
-from server.engine.sampling.repeats import MAX_DRY_PENALTY, dry_penalties
+from server.engine.sampling.repeats import MAX_DRY_PENALTY, Dry, dry_penalties, match_lengths
 
 VOCAB_SIZE = 5
 TOKEN = st.integers(0, 2)  # few, so that histories repeat themselves
 HISTORY = st.lists(TOKEN, max_size=14)
 Words = tuple[tuple[int, ...], ...]
+Tokens = NDArray[np.int32]
 SEQUENCES = st.lists(st.lists(TOKEN, min_size=1, max_size=3).map(tuple), max_size=4).map(tuple)
 FAST = settings(deadline=None, max_examples=200)
 
@@ -43,6 +47,10 @@ def test_counts_are_those_of_the_last_n_tokens(prompt: list[int], output: list[i
         assert state.said[token] == sum(tokens[i] == token for i in inside if i >= len(prompt))
 
 
+def penalties_of(tokens: Tokens, matches: Tokens, dry: Dry) -> dict[int, float]:
+    return dict(zip(*(array.tolist() for array in dry_penalties(tokens, matches, dry)), strict=True))
+
+
 @FAST
 @given(HISTORY, HISTORY, SEQUENCES, st.integers(1, 3))
 def test_dry_penalises_what_would_extend_a_repetition(
@@ -53,16 +61,44 @@ def test_dry_penalises_what_would_extend_a_repetition(
     assert state.unbroken == unbroken(tokens, breakers)
     matches = {token: dry_match(tokens, token, state.unbroken) for token in range(VOCAB_SIZE)}
     expected = {token: 2.0 ** (length - allowed) for token, length in matches.items() if length >= allowed}
-    assert dry_penalties(state.tokens, state.unbroken, 1.0, 2.0, allowed) == expected
+    assert penalties_of(state.tokens, state.matches, Dry(1.0, 2.0, allowed, state.unbroken)) == expected
 
 
 def test_the_longest_repetition_counts_no_further_and_leaves_a_candidate() -> None:
     tokens = np.zeros(5_000, dtype=np.int32)
-    assert dry_penalties(tokens, 5_000, 1.0, 1.01, 1) == {0: pytest.approx(1.01 ** (MAX_MATCH - 1))}
-    assert dry_penalties(tokens, 5_000, 100.0, 10.0, 1) == {0: MAX_DRY_PENALTY}
+    matches = match_lengths(tokens)
+    mild, strong = Dry(1.0, 1.01, 1, MAX_MATCH), Dry(100.0, 10.0, 1, MAX_MATCH)
+    assert penalties_of(tokens, matches, mild) == {0: pytest.approx(1.01 ** (MAX_MATCH - 1))}
+    assert penalties_of(tokens, matches, strong) == {0: MAX_DRY_PENALTY}
     params = SamplingParams(dry_multiplier=100.0, dry_base=10.0, temperature=1e-38, allowed_tokens=(0,))
     row = Row(params, 5_000, state=DecodingState.of(params, tokens.tolist(), 2))
     assert choose(torch.zeros(1, 2), [row]) == [0]
+
+
+@FAST
+@given(st.lists(st.integers(0, 1), max_size=6), st.integers(1, 40))
+def test_a_match_is_as_long_as_what_precedes_two_places_agrees(unit: list[int], repeats: int) -> None:
+    tokens = [2, *unit] * repeats
+    expected = [
+        next((n for n in range(end) if tokens[end - 1 - n] != tokens[-1 - n]), end) for end in range(1, len(tokens))
+    ]
+    lengths = match_lengths(np.array(tokens, dtype=np.int32))
+    assert lengths.clip(max=MAX_MATCH).tolist() == [min(length, MAX_MATCH) for length in expected]
+
+
+def test_one_more_token_costs_the_same_whatever_the_history_and_the_lists_say() -> None:
+    """8,000 equal tokens extend 8,000 matches at once, and 1,024 words begin alike; 16,384 breakers interrupt none."""
+    words = tuple((0, 0, token) for token in range(512)) + tuple((token,) for token in range(600, 1112))
+    breakers = tuple((token,) for token in range(1, 16_385))
+    lists = SamplingParams(dry_breakers=breakers, bad_words=words, allowed_tokens=(0,))
+    params = replace(lists, dry_multiplier=1.0, no_repeat_ngram_size=100)
+    started = time.process_time()
+    row = Row(params, 8_000, state=DecodingState.of(params, [0] * 8_000, 20_000))
+    prepared = time.process_time()
+    assert prepared - started < 0.05
+    for _ in range(20):
+        assert choose(torch.zeros(1, 20_000), [row]) == [0]
+    assert (time.process_time() - prepared) / 20 < 0.015
 
 
 def completes(tokens: list[int], sequence: tuple[int, ...], token: int) -> bool:
@@ -148,6 +184,7 @@ def test_a_fork_goes_its_own_way(prompt: list[int], output: list[int], draft: li
         assert (mine.seen == fresh.seen).all()
         assert (mine.said == fresh.said).all()
         assert mine.unbroken == fresh.unbroken
+        assert (mine.matches == fresh.matches).all()
     assert fork.mu == state.mu - len(draft)
 
 

@@ -19,6 +19,7 @@ from model.config import ModelConfig
 from model.gpt import GPT
 from model.reference import sequence_logits
 from server.engine.core import EngineCore
+from server.engine.grammar_queue import GrammarQueue
 from server.engine.grammar_spec import Grammar, GrammarError
 from server.engine.params import ParameterError, SamplingParams
 from server.engine.sampling.order import DEFAULT_ORDER
@@ -344,7 +345,7 @@ class GivesUp:
 @pytest.mark.parametrize("trace", [None, EVERYTHING])
 def test_a_grammar_that_gives_up_ends_the_sequence_with_what_it_has(gqa: GPT, trace: TraceOptions | None) -> None:
     core = engine_core(gqa)
-    core._start_grammar = lambda grammar: GivesUp()
+    core._compiling = GrammarQueue(lambda grammar: GivesUp())
     run = decode(core, [SequenceRequest(0, PROMPT, PLAIN, grammar=Grammar("regex", ".*"), trace=trace)])
     assert (run.results[0].finish_reason, run.outputs[-1].error) == ("error", "too much")
     assert run.results[0].tokens == traced(gqa, SequenceRequest(0, PROMPT, PLAIN))[0].tokens[:2]

@@ -2,14 +2,15 @@
 
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 from fake_core import CRASH_TOKEN, INFO, REFUSED_TOKEN, FakeCore, expected_tokens, request
 
-from server import engine_loop
+from server import engine_loop, framing
 from server.engine.config import EngineConfig
-from server.engine.types import SequenceOutput, SequenceRequest
+from server.engine.types import SequenceOutput, SequenceRequest, StepOutput, TokenLogprob
 from server.engine_loop import Core, Link, Load, run
 from server.errors import CannotStart
 from server.framing import FrameReader
@@ -124,6 +125,76 @@ def test_one_step_is_one_message(start: Callable[..., Far]) -> None:
     reports = [far.receive() for _ in range(20)]
     assert all(isinstance(report, StepReport) and len(report.step.outputs) == 8 for report in reports)
     assert core.num_steps == 20
+
+
+def test_a_step_too_large_for_a_message_is_told_in_several_and_counted_once(
+    start: Callable[..., Far], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = start(FakeCore(tokens_per_step=1200))
+    monkeypatch.setattr(framing, "MAX_FRAME_BYTES", 10_000)  # two outputs, or the requests
+    requests = [request([n], 1200, id_=n) for n in range(8)]
+    far.add(*requests)
+    reports: list[StepReport] = []
+    while sum(len(report.step.outputs) for report in reports) < 8:
+        report = far.receive()
+        assert isinstance(report, StepReport)
+        reports.append(report)
+    outputs = [output for report in reports for output in report.step.outputs]
+    assert [list(output.tokens) for output in outputs] == [expected_tokens(one.prompt, 1200) for one in requests]
+    assert [output.finish_reason for output in outputs] == ["length"] * 8
+    assert len(reports) > 2
+    assert [report.step.stats.num_generated_tokens for report in reports] == [9600] + [0] * (len(reports) - 1)
+    assert len({(report.step.stats.started_at, report.step.stats.num_free_blocks) for report in reports}) == 1
+
+
+def test_a_sequence_with_an_output_too_large_for_a_message_fails_alone(
+    start: Callable[..., Far], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At its first step, or at its last: then there is nothing left to abort."""
+    core = TalkativeCore()
+    far = start(core)
+    monkeypatch.setattr(framing, "MAX_FRAME_BYTES", 10_000)
+    far.add(*(request([TALKATIVE, n], 3 if n % 2 else 1, id_=n) for n in range(4)), request([7], 50, id_=4))
+    outputs = far.collect(range(5))
+    assert tokens_of(outputs[4]) == expected_tokens([7], 50)
+    for id_ in range(4):
+        assert [(output.tokens, output.finish_reason) for output in outputs[id_]][:1] == [((), "error")]
+        assert "more log-probabilities or traces than the server can pass on" in outputs[id_][0].error
+    assert "output_too_large" in caplog.text
+    assert core.aborted == [1, 3]
+    far.add(request([8], 5, id_=9))
+    assert tokens_of(far.collect([9])[9]) == expected_tokens([8], 5)
+
+
+TALKATIVE = 800
+
+
+class TalkativeCore(FakeCore):
+    """Says of prompts with the token TALKATIVE more than a small message holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aborted: list[int] = []
+        self._talkative: set[int] = set()
+
+    def add(self, request: SequenceRequest) -> None:
+        super().add(request)
+        self._talkative |= {request.id} if TALKATIVE in request.prompt else set()
+
+    def abort(self, ids: Iterable[int]) -> None:
+        self.aborted += [id_ for id_ in ids if id_ in self._requests]
+        super().abort(ids)
+
+    def step(self) -> StepOutput:
+        step = super().step()
+        much = (TokenLogprob(1, -1.0, 1, tuple(range(1000)), (-1.0,) * 1000),)
+        return replace(
+            step,
+            outputs=tuple(
+                replace(output, prompt_logprobs=much) if output.id in self._talkative and output.tokens else output
+                for output in step.outputs
+            ),
+        )
 
 
 def test_an_abort_takes_effect_before_the_next_step(start: Callable[..., Far]) -> None:

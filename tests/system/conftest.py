@@ -3,7 +3,8 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,23 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server_url(checkpoints: Path) -> Iterator[str]:
-    """The address of `minigpt-serve` over the three checkpoints; it must exit with 0 when told to stop."""
+    """The address of `minigpt-serve` over the three checkpoints."""
     models = [argument for name in FAMILIES for argument in ("--model", str(checkpoints / name))]
-    command = [sys.executable, "-m", "server", *models, "--port", "0", "--max-running", "16"]
+    with running_server([*models, "--max-running", "16"]) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def shipped_url() -> Iterator[str]:
+    """The address of `minigpt-serve` over the shipped checkpoints."""
+    with running_server([]) as url:
+        yield url
+
+
+@contextmanager
+def running_server(arguments: Sequence[str]) -> Iterator[str]:
+    """The address of a server of its own; it must exit with 0 when told to stop."""
+    command = [sys.executable, "-m", "server", *arguments, "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:

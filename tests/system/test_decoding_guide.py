@@ -3,8 +3,6 @@
 import json
 import re
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,29 +19,14 @@ COMMANDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """Host and port of a server over the shipped checkpoints."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "server", "--port", "0"], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if ready := re.search(r" ready url=http://(\S+)", line):
-                yield ready[1]
-                break
-        process.terminate()
-        process.stderr.read()
-
-
 def names(command: str) -> str:
     return " ".join(re.findall(r'"(\w+)":', command))[-80:]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=names)
-def test_the_guides_commands_run_as_they_stand(command: str, address: str) -> None:
+def test_the_guides_commands_run_as_they_stand(command: str, shipped_url: str) -> None:
     assert "localhost:8000" in command
-    shell = ["bash", "-c", command.replace("localhost:8000", address)]
+    shell = ["bash", "-c", command.replace("localhost:8000", shipped_url.removeprefix("http://"))]
     done = subprocess.run(shell, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout

@@ -25,10 +25,6 @@ class CostCurve:
         self._recorded_at: dict[int, int] = {}
         self._now = 0
 
-    @property
-    def is_known(self) -> bool:
-        return bool(self._tiles)
-
     def record(self, num_tokens: int, seconds: float) -> bool:
         """So many tokens took so long. Returns whether nothing was known of that size."""
         tile = _tiles(num_tokens)

@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from server.engine.filters import HIDDEN
-from server.engine.sampling.repeats import completed_words, repeated_ngrams
+from server.engine.sampling.repeats import repeated_ngrams
 from server.engine.sampling.row import Row
-from server.engine.sampling.state import ALWAYS, DecodingState
 
 Hidden = NDArray[np.bool_]
 
@@ -41,10 +40,11 @@ def hidden_tokens(row: Row, vocab_size: int) -> Hidden:
     state = row.state
     if row.params.bad_words:
         assert state is not None
-        hidden = _unless_all(hidden, _marked(_bad_words(state), vocab_size))
+        completed = _marked(state.words.completed_by(state.tokens), vocab_size)
+        hidden = _unless_all(hidden, completed | _marked(state.words.alone, vocab_size))
     if row.params.no_repeat_ngram_size:
         assert state is not None
-        repeated = repeated_ngrams(state.tokens, row.params.no_repeat_ngram_size)
+        repeated = repeated_ngrams(state.tokens, state.matches, row.params.no_repeat_ngram_size)
         hidden = _unless_all(hidden, _marked(repeated, vocab_size))
     return hidden
 
@@ -62,15 +62,9 @@ def _listed(row: Row, vocab_size: int) -> Hidden:
     return hidden
 
 
-def _bad_words(state: DecodingState) -> list[int]:
-    tokens = state.tokens
-    begun = state.words.get(int(tokens[-1]), []) if len(tokens) else []
-    return completed_words(tokens, [*state.words.get(ALWAYS, []), *begun])
-
-
-def _marked(tokens: Sequence[int], vocab_size: int) -> Hidden:
+def _marked(tokens: Sequence[int] | NDArray[np.integer], vocab_size: int) -> Hidden:
     marked = np.zeros(vocab_size, dtype=np.bool_)
-    marked[list(tokens)] = True
+    marked[np.asarray(tokens, dtype=np.int64)] = True
     return marked
 
 

@@ -49,6 +49,8 @@ SAMPLERS: Mapping[str, Sampler] = {
 
 DEFAULT_ORDER = tuple(SAMPLERS)
 SHAPING = frozenset(name for name, stage in SAMPLERS.items() if stage.shapes)
+# The stages that have a part in beam search; the temperature and all that cuts candidates off are left to sampling.
+PENALTIES = SHAPING - {"temperature"}
 
 # Stands in no order: it comes last and takes the place of all stages that cut candidates off.
 MIROSTAT = "mirostat"

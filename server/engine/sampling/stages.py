@@ -12,7 +12,7 @@ from server.engine.noise import COIN_STREAM, uniform_noise
 from server.engine.params import SamplingParams
 from server.engine.sampling.mirostat import keep_mirostat
 from server.engine.sampling.order import MIROSTAT
-from server.engine.sampling.repeats import dry_penalties
+from server.engine.sampling.repeats import Dry, dry_penalties
 from server.engine.sampling.row import Row
 from server.engine.sampling.state import DecodingState
 
@@ -65,16 +65,12 @@ def _dry(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     for index, row in enumerate(rows):
         params, state = row.params, _state(row)
         num_searched = len(state.tokens) if params.dry_range < 0 else min(params.dry_range, len(state.tokens))
-        penalties = dry_penalties(
-            state.tokens[len(state.tokens) - num_searched :],
-            state.unbroken,
-            params.dry_multiplier,
-            params.dry_base,
-            params.dry_allowed_length,
-        )
-        penalties = {token: value for token, value in penalties.items() if not state.is_breaker(token)}
-        if penalties:
-            logits[index, list(penalties)] -= logits.new_tensor(list(penalties.values()))
+        dry = Dry(params.dry_multiplier, params.dry_base, params.dry_allowed_length, state.unbroken)
+        searched = state.tokens[len(state.tokens) - num_searched :]
+        tokens, penalties = dry_penalties(searched, state.matches, dry)
+        changed = np.array([not state.is_breaker(token) for token in tokens.tolist()], dtype=np.bool_)
+        places = torch.from_numpy(tokens[changed]).to(logits.device)
+        logits[index, places] -= torch.from_numpy(penalties[changed]).to(logits)
     return logits
 
 

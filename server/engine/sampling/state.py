@@ -1,17 +1,12 @@
 """What the stages remember of one sequence: its tokens, their counts within a window, mirostat's mu. Knows no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from server.engine.params import SamplingParams
-
-Tokens = NDArray[np.int32]
-Sequences = Mapping[int, list[Tokens]]
-"""Token sequences by the token at which they are looked up."""
-
-ALWAYS = -1  # where words of one token are looked up, which no history has to prepare
+from server.engine.sampling.ranges import MAX_MATCH, MAX_SEQUENCE_TOKENS
+from server.engine.sampling.repeats import Tokens, Words, extended_matches, match_lengths
 
 
 class DecodingState:
@@ -19,14 +14,18 @@ class DecodingState:
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int], vocab_size: int, num_forked: int = 0) -> None:
         self.mu = 2.0 * params.mirostat_tau  # Basu et al. 2021 start at twice the target
-        self.unbroken = len(prompt)  # tokens since the last DRY sequence breaker ended
-        self.words = _by_token(params.bad_words, at=-2)
+        self.words = Words.of(params.bad_words)
         self._window = params.repeat_last_n
         self._num_prompt, self._num_tokens = len(prompt) - num_forked, len(prompt)
         self._buffer: Tokens = np.zeros(2 * len(prompt) + 64, dtype=np.int32)
         self._buffer[: len(prompt)] = prompt
-        self._breakers = _by_token(params.dry_breakers, at=-1) if params.dry_multiplier else {}
-        self._find_last_breaker()
+        self._breakers = frozenset(params.dry_breakers if params.dry_multiplier else ())
+        self._breaker_lengths = frozenset(map(len, self._breakers))
+        # Tokens since the last DRY sequence breaker ended, counted up to MAX_MATCH: no match is told from a longer one
+        self.unbroken = self._count_unbroken()
+        self._is_matching = params.dry_multiplier > 0 or params.no_repeat_ngram_size > 1
+        # `match_lengths` of the tokens; never written to, as forks share it
+        self.matches: Tokens = match_lengths(self.tokens if self._is_matching else self.tokens[:0])
         counted = vocab_size if _has_penalty(params) else 0
         start = 0 if self._window < 0 else max(0, len(prompt) - self._window)
         # [vocab] how often in the window, and how often in the part of it that is output
@@ -59,7 +58,9 @@ class DecodingState:
             self._buffer = np.concatenate((self._buffer, np.zeros_like(self._buffer)))
         self._buffer[self._num_tokens] = token
         self._num_tokens += 1
-        self.unbroken = 0 if self._breaks(self._num_tokens) else self.unbroken + 1
+        self.unbroken = 0 if self._breaks(self._num_tokens) else min(self.unbroken + 1, MAX_MATCH)
+        if self._is_matching:
+            self.matches = extended_matches(self.matches, self.tokens)
         if len(self.seen):
             self._count(self._num_tokens - 1, 1)
             left = self._num_tokens - 1 - self._window
@@ -68,7 +69,7 @@ class DecodingState:
 
     def is_breaker(self, token: int) -> bool:
         """Whether the token alone is a DRY sequence breaker: those are never penalised."""
-        return any(len(one) == 1 for one in self._breakers.get(token, ()))
+        return (token,) in self._breakers
 
     def _count(self, index: int, change: int) -> None:
         token = self._buffer[index]
@@ -77,27 +78,19 @@ class DecodingState:
 
     def _breaks(self, end: int) -> bool:
         """Whether a sequence breaker ends right before index `end`."""
-        candidates = self._breakers.get(int(self._buffer[end - 1]), ())
-        return any(np.array_equal(self._buffer[max(0, end - len(one)) : end], one) for one in candidates)
+        if not self._breakers:
+            return False
+        tokens = self._buffer[max(0, end - MAX_SEQUENCE_TOKENS) : end].tolist()
+        return any(tuple(tokens[-length:]) in self._breakers for length in self._breaker_lengths)
 
-    def _find_last_breaker(self) -> None:
-        if self._breakers:
-            ends = range(self._num_tokens, 0, -1)
-            self.unbroken = next((self._num_tokens - end for end in ends if self._breaks(end)), self._num_tokens)
+    def _count_unbroken(self) -> int:
+        longest = min(self._num_tokens, MAX_MATCH)
+        return next((count for count in range(longest) if self._breaks(self._num_tokens - count)), longest)
 
 
 def _counts(tokens: Sequence[int], size: int) -> Tokens:
     """How often each token occurs, [size]; nothing is counted where size is 0."""
     return np.bincount(tokens if size else (), minlength=size).astype(np.int32)
-
-
-def _by_token(sequences: Sequence[Sequence[int]], at: int) -> Sequences:
-    """The sequences by their token `at`, those too short for that under ALWAYS."""
-    table: dict[int, list[Tokens]] = {}
-    for sequence in sequences:
-        key = sequence[at] if len(sequence) >= -at else ALWAYS
-        table.setdefault(key, []).append(np.array(sequence, dtype=np.int32))
-    return table
 
 
 def _has_penalty(params: SamplingParams) -> bool:
