@@ -6,6 +6,7 @@ A step is schedule -> draft -> run -> verify -> commit. There is no prefill phas
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -33,8 +34,7 @@ _NOT_FINITE = "The model produced numbers that are not finite."
 _COMPILING_SECONDS = 0.01
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """A chunk as it runs: with its drafts, and the positions whose logits are needed."""
 
     chunk: Chunk
@@ -241,9 +241,10 @@ class EngineCore:
     def _keep(self, verification: Verification, logprobs: tuple[TokenLogprob, ...]) -> SequenceOutput:
         """Commit what a sequence gained: the accepted drafts' keys and values are in the cache already."""
         sequence = verification.decoding.sequence
-        if (pair := self._guided.of(sequence)) is not None:
+        pair = self._guided.of(sequence)
+        if pair is not None:
             pair.follow()
-        for member in self._guided.members(sequence):
+        for member in (sequence,) if pair is None else (sequence, pair.companion):
             if verification.drafts:
                 self.scheduler.advance(member, member.num_computed + verification.num_accepted)
             self.scheduler.trim(member)

@@ -6,14 +6,14 @@ out the newest running sequence is preempted and later recomputed.
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from server.engine.block_pool import BLOCK_SIZE, BlockPool
 from server.engine.sequence import Sequence, blocks_for
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A sequence's part in one step: tokens start .. start + length - 1.
 
     A whole prompt, a slice of one, the latest token, that token with drafts behind it, and the replay after a
@@ -201,15 +201,15 @@ class Scheduler:
 
     def _reserve_drafts(self, chunks: list[Chunk], drafts_wanted: Callable[[Sequence], int]) -> None:
         """Let sequences guess ahead with the budget and the blocks that nobody else wants: drafts preempt no one."""
+        wishes = [drafts_wanted(chunk.sequence) if chunk.sequence.may_draft else 0 for chunk in chunks]
+        if not any(wishes):
+            return
         budget = self.max_step_tokens - sum(chunk.length for chunk in chunks)
         choosing = {chunk.sequence for chunk in chunks if chunk.is_last}
-        for index, chunk in enumerate(chunks):
+        for index, (chunk, wanted) in enumerate(zip(tuple(chunks), wishes, strict=True)):
             if budget <= 0:
                 return
             sequence = chunk.sequence
-            wanted = drafts_wanted(sequence) if sequence.may_draft else 0
-            if not wanted:
-                continue
             members = self._drafting_together(sequence)
             if not choosing.issuperset(members):
                 continue
@@ -220,7 +220,7 @@ class Scheduler:
             if count > 0:
                 for member in members:
                     member.blocks.extend(self.pool.allocate() for _ in range(_missing(member, count)))
-                chunks[index] = replace(chunk, num_drafts=count)
+                chunks[index] = chunk._replace(num_drafts=count)
                 budget -= count * len(members)
 
     def _drafting_together(self, sequence: Sequence) -> tuple[Sequence, ...]:

@@ -142,7 +142,7 @@ def disturb_noise(monkeypatch: pytest.MonkeyPatch, shift: Callable[[int, int], i
 
     def shifted(logits: Tensor, rows: Sequence[Row], observe: Observe) -> list[int]:
         call = next(calls)
-        moved = [replace(row, position=row.position + shift(i, call)) for i, row in enumerate(rows)]
+        moved = [row._replace(position=row.position + shift(i, call)) for i, row in enumerate(rows)]
         return choose(logits, moved, observe)
 
     monkeypatch.setattr(server.engine.verify, "choose", shifted)

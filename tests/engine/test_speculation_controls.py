@@ -4,7 +4,6 @@ Wrong drafts never change a token, so slips in the draft model's cache show only
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import pytest
 from speculation_cases import Batch, Source, batches
@@ -127,7 +126,7 @@ def test_control_min_tokens_counted_once_per_step(mixed: Slice, monkeypatch: pyt
     row = Decoding.row
 
     def early_as_the_first(self: Decoding, ahead: int) -> Row:
-        return replace(row(self, ahead), withheld=row(self, 0).withheld)
+        return row(self, ahead)._replace(withheld=row(self, 0).withheld)
 
     monkeypatch.setattr(Decoding, "row", early_as_the_first)
     with pytest.raises(AssertionError, match="differs"):
@@ -138,7 +137,7 @@ def test_control_noise_of_the_first_position_for_all(mixed: Slice, monkeypatch: 
     row = Decoding.row
 
     def at_the_first(self: Decoding, ahead: int) -> Row:
-        return replace(row(self, ahead), position=self.sequence.num_tokens)
+        return row(self, ahead)._replace(position=self.sequence.num_tokens)
 
     monkeypatch.setattr(Decoding, "row", at_the_first)
     with pytest.raises(AssertionError, match="differs"):

@@ -211,7 +211,7 @@ def test_the_coin_of_xtc_is_its_own_stream_of_philox(seed: int, position: int, p
 
 def test_the_coin_of_xtc_falls_as_often_as_asked() -> None:
     rows = [Row(SamplingParams(xtc_probability=0.3, top_k=1, seed=7), position) for position in range(4000)]
-    orders = [replace(row, params=replace(row.params, samplers=("xtc", "top_k"))) for row in rows]
+    orders = [row._replace(params=replace(row.params, samplers=("xtc", "top_k"))) for row in rows]
     heads = sum(token != 0 for token in choose(torch.tensor([[2.0, 1.0, -9.0]]).repeat(4000, 1), orders))
     assert abs(heads - 1200) < 4 * math.sqrt(4000 * 0.3 * 0.7)
 
