@@ -118,7 +118,8 @@ def _step_events(step: StepStats, thread: int, view: View) -> list[TraceEvent]:
         ("forward", forwarding, sampling),
         ("sample", sampling, end),
     ):
-        events.append(TraceEvent(name, "X", began, _ENGINE, thread, ended - began))
+        if ended > began:  # a viewer would nest what begins at the same moment in a slice of no length
+            events.append(TraceEvent(name, "X", began, _ENGINE, thread, ended - began))
     gauges: dict[str, dict[str, object]] = {
         "sequences": {"running": step.num_running, "waiting": step.num_waiting},
         "blocks": _blocks(step),

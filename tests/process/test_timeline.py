@@ -189,3 +189,8 @@ def test_control_of_the_trace_checker(fault: dict[str, object]) -> None:
     check_trace(broken())
     with pytest.raises(AssertionError):
         check_trace(broken(**fault))
+
+
+def test_a_stage_that_took_no_time_has_no_slice() -> None:
+    events = trace_of([step(1.0, stages=(0.001, 0.002, 0.0, 0.003))], view_of())
+    assert [event["name"] for event in events if event["ph"] == "X"] == ["step", "schedule", "draft", "sample"]
