@@ -1,8 +1,9 @@
 """This tree's engine against that of another commit: both in turn, pair by pair, and the median ratio.
 
-python -m benchmarks.against COMMIT [--pairs 7] [arguments of benchmarks.engine]
+python -m benchmarks.against COMMIT [--pairs 7] [--benchmark engine] [arguments of the benchmark]
 
-The other tree is checked out beside this one for the time of the run, and runs this tree's benchmark.
+The other tree is checked out beside this one for the time of the run, and runs this tree's benchmark: `engine`, or
+`overhead`, which tells smaller differences.
 """
 
 import argparse
@@ -17,25 +18,26 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
-ENGINE = Path("benchmarks") / "engine.py"
+BENCHMARKS = ("engine", "overhead")
 
 
 @contextmanager
 def checked_out(commit: str) -> Iterator[Path]:
-    """A folder with the tree of `commit`, with this tree's benchmark in it."""
+    """A folder with the tree of `commit`, with this tree's benchmarks in it."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "tree"
         subprocess.run(["git", "worktree", "add", "--detach", str(folder), commit], cwd=ROOT, check=True)
         try:
-            shutil.copyfile(ROOT / ENGINE, folder / ENGINE)
+            for name in BENCHMARKS:
+                shutil.copy(ROOT / "benchmarks" / f"{name}.py", folder / "benchmarks")
             yield folder
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(folder)], cwd=ROOT, check=True)
 
 
-def measure(tree: Path, arguments: Sequence[str]) -> dict[str, float]:
+def measure(tree: Path, benchmark: str, arguments: Sequence[str]) -> dict[str, float]:
     """Seconds per thousand tokens, by kind of second."""
-    command = [sys.executable, "-m", "benchmarks.engine", *arguments]
+    command = [sys.executable, "-m", f"benchmarks.{benchmark}", *arguments]
     measured: dict[str, float] = json.loads(subprocess.check_output(command, cwd=tree))
     return measured
 
@@ -45,12 +47,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commit")
     parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--benchmark", choices=BENCHMARKS, default="engine")
     arguments, rest = parser.parse_known_args()
     runs: list[dict[Path, dict[str, float]]] = []
     with checked_out(arguments.commit) as other:
         for pair in range(arguments.pairs):
             order = (ROOT, other) if pair % 2 else (other, ROOT)
-            runs.append({tree: measure(tree, rest) for tree in order})
+            runs.append({tree: measure(tree, arguments.benchmark, rest) for tree in order})
             for kind, own in runs[-1][ROOT].items():
                 print(f"pair {pair}: {kind} {own:.4f} s, there {runs[-1][other][kind]:.4f} s", flush=True)
     for kind in runs[0][ROOT]:
