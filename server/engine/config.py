@@ -5,6 +5,7 @@ from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+BackendName = Literal["auto", "native", "torch"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class EngineConfig:
     """auto takes a CUDA device if there is one."""
     dtype: Dtype = "auto"
     """auto is bfloat16 where the hardware multiplies it, float32 elsewhere."""
+    backend: BackendName = "auto"
+    """What computes the model: auto is the native back end on a CPU, as far as it can, and torch elsewhere."""
     num_blocks: int | None = None
     """KV-cache blocks of 16 tokens per model; sized from the memory at hand when not given."""
     max_running: int = 64

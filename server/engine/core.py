@@ -288,7 +288,7 @@ class EngineCore:
         pool = self.scheduler.pool
         own = [block for block in sequence.blocks if pool.references(block) == 1]
         pool.withdraw(own)
-        self._runner.cache.scrub(own)
+        self._runner.scrub(own)
 
     def _finish(self, output: SequenceOutput, reason: FinishReason) -> SequenceOutput:
         sequence = self._decodings.pop(output.id).sequence

@@ -1,7 +1,6 @@
 """From a checkpoint folder to a running engine: the one place where device, precision and sizes are chosen."""
 
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -11,10 +10,10 @@ from model.checkpoint import load_checkpoint
 from model.config import ModelConfig
 from model.config_json import read_config
 from model.fingerprint import checkpoint_fingerprint
-from model.gpt import GPT
 from model.memory import available_bytes
-from model.paged import BLOCK_SIZE, kv_bytes_per_block
+from model.paged import BLOCK_SIZE
 from model.tokenizer import Tokenizer
+from server.engine.backend import Backend, open_backend
 from server.engine.block_pool import BlockPool
 from server.engine.config import EngineConfig
 from server.engine.core import EngineCore
@@ -22,9 +21,7 @@ from server.engine.drafting.draft_model import DraftModel
 from server.engine.drafting.load_draft import load_draft
 from server.engine.drafting.speculator import DraftingSpeculator
 from server.engine.grammar import GrammarCompiler
-from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
-from server.engine.selfcheck import make_exact
 from server.engine.sequence import blocks_for
 from server.engine.types import EngineInfo
 
@@ -40,33 +37,27 @@ def load_engine(checkpoint: Path, config: EngineConfig, draft: Path | None = Non
     Raises CheckpointError for a folder that cannot be served, ValueError for a configuration the machine cannot meet or
     a draft with another vocabulary, and InexactBackendError when the exactness check fails.
     """
-    # A thread that must wait for a busy core holds up all others at every operation: two threads beside an HTTP process
-    # on two cores were measured at 0.6 times the speed of one.
-    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) - 1))
     device = _choose_device(config)
     dtype = _choose_dtype(config, device)
     model_config = read_config(checkpoint)
     model = load_checkpoint(checkpoint, dtype, device)
-    product = make_exact(model, config.max_step_tokens, config.allow_inexact)
     draft_model = None if draft is None else load_draft(draft, checkpoint, dtype, device)
-    if draft_model is not None:
-        # Its tokens prove right or wrong whatever their last bits: the target's own check will do for both.
-        draft_model.use_exact_activations()
-        draft_model.use_product(product)
-    bytes_per_block = sum(kv_bytes_per_block(one.config, dtype) for one in (model, draft_model) if one is not None)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    backend, draft_backend = open_backend(model, draft_model, config)
+    bytes_per_block = sum(one.bytes_per_block for one in (backend, draft_backend) if one is not None)
     num_blocks = _size_cache(model_config, config, bytes_per_block, device)
     tokenizer = Tokenizer.load(checkpoint)
     info = EngineInfo(
         vocab_size=model_config.vocab_size,
         context_length=min(model_config.context_length, num_blocks * BLOCK_SIZE),
         eos_token_ids=tokenizer.eos_token_ids,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=num_parameters,
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
         num_blocks=num_blocks,
-        block_size=BLOCK_SIZE,
+        backend=backend.name,
         fingerprint=checkpoint_fingerprint(checkpoint),
-        has_draft_model=draft_model is not None,
+        has_draft_model=draft_backend is not None,
         num_layers=model_config.num_layers,
         num_heads=model_config.num_heads,
         num_experts_per_token=model_config.num_experts_per_token,
@@ -79,18 +70,26 @@ def load_engine(checkpoint: Path, config: EngineConfig, draft: Path | None = Non
             model_config.context_length,
             info.context_length,
         )
-    logger.info("loaded checkpoint=%s dtype=%s device=%s blocks=%d", checkpoint, info.dtype, device, num_blocks)
+    logger.info(
+        "loaded checkpoint=%s dtype=%s device=%s backend=%r blocks=%d",
+        checkpoint,
+        info.dtype,
+        device,
+        info.backend,
+        num_blocks,
+    )
     scheduler = Scheduler(BlockPool(num_blocks), config.max_running, config.max_step_tokens)
-    speculator = _build_speculator(draft_model, num_blocks, config.max_step_tokens)
+    speculator = _build_speculator(draft_backend, num_blocks, config.max_step_tokens)
     grammars = GrammarCompiler(tokenizer, model_config.vocab_size)
-    return EngineCore(info, Runner(model, num_blocks), scheduler, time.monotonic, speculator, grammars.start)
+    runner = backend.new_runner(num_blocks)
+    return EngineCore(info, runner, scheduler, time.monotonic, speculator, grammars.start)
 
 
-def _build_speculator(draft: GPT | None, num_blocks: int, max_step_tokens: int) -> DraftingSpeculator:
+def _build_speculator(draft: Backend | None, num_blocks: int, max_step_tokens: int) -> DraftingSpeculator:
     """The draft model's cache has as many blocks as the target's, as it is addressed by the same tables."""
     if draft is None:
         return DraftingSpeculator()
-    return DraftingSpeculator(DraftModel(Runner(draft, num_blocks), max_step_tokens, time.monotonic))
+    return DraftingSpeculator(DraftModel(draft.new_runner(num_blocks), max_step_tokens, time.monotonic))
 
 
 def _choose_device(config: EngineConfig) -> torch.device:

@@ -212,7 +212,7 @@ class EngineInfo:
     dtype: str
     device: str
     num_blocks: int
-    block_size: int
+    backend: str = "torch"  # or native, with its instruction set
     fingerprint: str = ""  # of the checkpoint's contents
     has_draft_model: bool = False
     # What a trace of the model's insides has to tell of; 0 where it cannot be told.

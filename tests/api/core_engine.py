@@ -12,9 +12,9 @@ from model.gpt import GPT, initialise
 from server.engine.block_pool import BlockPool
 from server.engine.core import EngineCore
 from server.engine.inspection import Inspection
-from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
 from server.engine.selfcheck import make_exact
+from server.engine.torch_runner import TorchRunner
 from server.engine.types import EngineInfo, SequenceOutput, SequenceRequest, StepStats
 from server.origins import Origin
 
@@ -42,8 +42,8 @@ def tiny_core() -> EngineCore:
     model = model.eval().requires_grad_(False)
     make_exact(model, 512, allow_inexact=False)
     clock = count().__next__
-    info = EngineInfo(VOCAB_SIZE, CONFIG.context_length, (EOS,), 0, "float32", "cpu", NUM_BLOCKS, 16)
-    return EngineCore(info, Runner(model, NUM_BLOCKS, clock), Scheduler(BlockPool(NUM_BLOCKS), 64, 512), clock)
+    info = EngineInfo(VOCAB_SIZE, CONFIG.context_length, (EOS,), 0, "float32", "cpu", NUM_BLOCKS)
+    return EngineCore(info, TorchRunner(model, NUM_BLOCKS, clock), Scheduler(BlockPool(NUM_BLOCKS), 64, 512), clock)
 
 
 class CoreGeneration:

@@ -47,7 +47,6 @@ def info(context_length: int = 512) -> EngineInfo:
         dtype="float32",
         device="cpu",
         num_blocks=64,
-        block_size=16,
     )
 
 

@@ -11,9 +11,9 @@ from server.engine.decoding import Decoding, Verification
 from server.engine.drafting.draft_model import DraftModel
 from server.engine.drafting.speculator import DraftingSpeculator
 from server.engine.params import SamplingParams
-from server.engine.runner import Runner
 from server.engine.scheduler import Chunk
 from server.engine.sequence import Sequence as EngineSequence
+from server.engine.torch_runner import TorchRunner
 from server.engine.types import DraftMethod, SequenceRequest, Speculation, StepStats
 
 NUM_BLOCKS = 400
@@ -26,7 +26,7 @@ KINDS = {
 
 def draft_model(model: GPT, num_blocks: int = NUM_BLOCKS, max_step_tokens: int = 512) -> DraftModel:
     clock = Ticks()
-    return DraftModel(Runner(model, num_blocks, clock), max_step_tokens, clock)
+    return DraftModel(TorchRunner(model, num_blocks, clock), max_step_tokens, clock)
 
 
 def drafting_by(model: GPT, num_blocks: int = NUM_BLOCKS) -> DraftingSpeculator:

@@ -10,6 +10,7 @@ from server.engine.core import EngineCore
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
 from server.engine.speculation import Speculator
+from server.engine.torch_runner import TorchRunner
 from server.engine.types import (
     EngineInfo,
     FinishReason,
@@ -91,11 +92,11 @@ def engine_core(
     info = engine_info(config.vocab_size, min(config.context_length, num_blocks * BLOCK_SIZE), num_blocks, eos)
     clock = Ticks()
     scheduler = Scheduler(BlockPool(num_blocks), max_running, max_step_tokens)
-    return EngineCore(info, Runner(model, num_blocks, clock), scheduler, clock, speculator)
+    return EngineCore(info, TorchRunner(model, num_blocks, clock), scheduler, clock, speculator)
 
 
 def engine_info(vocab_size: int, context_length: int, num_blocks: int, eos: tuple[int, ...] = (EOS,)) -> EngineInfo:
-    return EngineInfo(vocab_size, context_length, eos, 0, "", "cpu", num_blocks, BLOCK_SIZE)
+    return EngineInfo(vocab_size, context_length, eos, 0, "", "cpu", num_blocks)
 
 
 def core_on(runner: object, info: EngineInfo, limits: tuple[int, int]) -> EngineCore:

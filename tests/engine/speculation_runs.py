@@ -25,11 +25,11 @@ from server.engine.drafting.drafter import Drafts
 from server.engine.drafting.speculator import DraftingSpeculator
 from server.engine.grammar import GrammarCompiler, PendingMatcher
 from server.engine.grammar_spec import Grammar
-from server.engine.runner import Runner
 from server.engine.scheduler import Chunk, Scheduler
 from server.engine.selfcheck import make_exact
 from server.engine.sequence import Sequence as EngineSequence
 from server.engine.speculation import NoSpeculation, Speculator
+from server.engine.torch_runner import TorchRunner
 from server.engine.types import SequenceRequest
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
@@ -157,7 +157,7 @@ class Laboratory:
             return pending
 
         info = engine_info(model.config.vocab_size, context_length, num_blocks)
-        return EngineCore(info, Runner(model, num_blocks, clock), scheduler, clock, speculator, compiled)
+        return EngineCore(info, TorchRunner(model, num_blocks, clock), scheduler, clock, speculator, compiled)
 
     def _speculator(self, batch: Batch, truth: Truth) -> DraftingSpeculator:
         if batch.source in ("right", "wrong", "mixed"):

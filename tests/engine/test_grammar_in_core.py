@@ -24,9 +24,9 @@ from server.engine.grammar import GrammarCompiler
 from server.engine.grammar_probe import GrammarProbe
 from server.engine.grammar_spec import Grammar
 from server.engine.params import SamplingParams
-from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
 from server.engine.selfcheck import make_exact
+from server.engine.torch_runner import TorchRunner
 from server.engine.types import SequenceRequest, Speculation
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
@@ -53,7 +53,7 @@ def core(tokenizer: Tokenizer) -> Iterator[EngineCore]:
     compiler = GrammarCompiler(tokenizer, target.config.vocab_size)
     info = engine_info(target.config.vocab_size, target.config.context_length, NUM_BLOCKS, tokenizer.eos_token_ids)
     scheduler = Scheduler(BlockPool(NUM_BLOCKS), 64, 512)
-    runner, speculator = Runner(target, NUM_BLOCKS), drafting_by(draft)
+    runner, speculator = TorchRunner(target, NUM_BLOCKS), drafting_by(draft)
     yield EngineCore(info, runner, scheduler, time.monotonic, speculator, compiler.start)
     compiler.close()
 

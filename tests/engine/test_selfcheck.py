@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.gpt import GPT
-from server.engine.selfcheck import InexactBackendError, is_exact, make_exact
+from server.engine.selfcheck import InexactBackendError, by_torch, is_exact, make_exact
 
 LINEAR = F.linear
 
@@ -30,7 +30,7 @@ def test_tiny_models_are_exact_without_any_fallback(
 ) -> None:
     config: ModelConfig = {**FAMILIES, **CORNERS}[name]
     model = tiny_model(config, dtype)
-    assert is_exact(model, 512)
+    assert is_exact(by_torch(model), 512, 2)
     assert make_exact(model, 512, allow_inexact=False) is F.linear
     assert caplog.records == []
 
@@ -74,10 +74,10 @@ def test_a_product_that_depends_on_height_gives_way_to_a_fixed_height(
 ) -> None:
     monkeypatch.setattr(F, "linear", broken)
     gqa.use_product(broken)
-    assert not is_exact(gqa, 512)
+    assert not is_exact(by_torch(gqa), 512, 2)
     product = make_exact(gqa, 512, allow_inexact=False)
     assert product is not broken
-    assert is_exact(gqa, 512)
+    assert is_exact(by_torch(gqa), 512, 2)
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
     assert "natural height" in caplog.text
     assert heights_used(gqa, monkeypatch, broken) == {height}

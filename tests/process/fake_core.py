@@ -19,7 +19,6 @@ INFO = EngineInfo(
     dtype="float32",
     device="cpu",
     num_blocks=NUM_BLOCKS,
-    block_size=16,
 )
 
 

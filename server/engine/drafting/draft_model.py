@@ -75,7 +75,7 @@ class DraftModel:
         self.pass_costs = CostCurve()
         self._runner = runner
         self._max_step_tokens = max_step_tokens
-        self._context_length = runner.model.config.context_length
+        self._context_length = runner.config.context_length
         self._clock = clock
         self._ledger = DraftCacheLedger()
 

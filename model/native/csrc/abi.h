@@ -1,0 +1,85 @@
+// The C structures that cross from Python: a model's packed weights, and one step's work. Mirrored in `abi.py`.
+#pragma once
+#include <cstdint>
+
+extern "C" {
+
+enum ElementType : int64_t { kFloat32 = 0, kBfloat16 = 1 };
+enum Activation : int64_t { kGelu = 0, kGeluTanh = 1, kRelu = 2, kSwiglu = 3 };
+
+// weight null: no norm. bias null: RMSNorm. Both float32 [size].
+struct NormWeights {
+    const float* weight;
+    const float* bias;
+    int64_t size;
+    double epsilon;
+};
+
+// y = x W^T + b. `packed` is [columns / 64][inputs / pair][64][pair] (see pack.h), bias float32 [columns] or null.
+// `columns` counts padding: whole panels of 64; of a gated product, panels of 32 gates and their 32 ups.
+struct ProductWeights {
+    const void* packed;
+    const float* bias;
+    int64_t columns;
+    int64_t inputs;
+};
+
+struct LayerWeights {
+    NormWeights attention_norm;
+    ProductWeights qkv;
+    NormWeights query_norm;
+    NormWeights key_norm;
+    ProductWeights out;
+    NormWeights feed_forward_norm;
+    int64_t num_experts;         // 0: up and down point to one dense product
+    int64_t experts_per_token;
+    ProductWeights router;
+    const ProductWeights* up;    // [max(1, num_experts)]
+    const ProductWeights* down;
+};
+
+struct ModelWeights {
+    int64_t element;             // ElementType of packed weights, embeddings and cache
+    int64_t hidden_size;
+    int64_t num_layers;
+    int64_t num_heads;
+    int64_t num_kv_heads;
+    int64_t head_dim;
+    int64_t inner_size;          // columns of the activation's output, whole panels
+    int64_t vocab_size;
+    int64_t context_length;
+    int64_t pre_norm;
+    int64_t activation;
+    int64_t sliding_window;      // 0: none
+    const void* embedding;           // [vocab_size, hidden_size] in element type
+    const void* position_embedding;  // [context_length, hidden_size] in element type, or null
+    const float* position_table;     // the same in float32 (sinusoidal), or null
+    const float* rotary_table;       // [context_length, 2, head_dim / 2], or null
+    const float* alibi_slopes;       // [num_heads], or null
+    const LayerWeights* layers;
+    NormWeights final_norm;
+    ProductWeights unembedding;
+};
+
+// Consecutive tokens of one sequence: see model.paged.Span.
+struct StepSpan {
+    int64_t first_row;
+    int64_t length;
+    int64_t start;
+    int64_t num_blocks;
+    const int32_t* blocks;
+};
+
+struct StepWork {
+    int64_t num_rows;
+    int64_t num_spans;
+    int64_t num_wanted;
+    const int32_t* tokens;     // [num_rows]
+    const int32_t* positions;  // [num_rows]
+    const StepSpan* spans;     // [num_spans], in the order of their rows
+    const int32_t* wanted;     // [num_wanted] rows to unembed
+    float* logits;             // [num_wanted, vocab_size]
+    uint8_t* is_finite;        // [num_rows]
+};
+
+}  // extern "C"

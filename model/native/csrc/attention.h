@@ -1,0 +1,166 @@
+// Attention over the pages in place, for a few query rows that share a kv head: scores of all keys block by block,
+// one maximum, weights, then the weighted values block by block. A row's sums run over its keys from the oldest to
+// the newest whoever is in the tile; keys a row may not see get weight 0, and adding 0 changes no bit.
+#pragma once
+
+namespace ISA {
+
+constexpr float kHidden = -__builtin_inff();
+
+template <int R>
+struct QueryTile {
+    int64_t positions[R];
+    float slopes[R];  // 0 without ALiBi
+    int64_t first_key, end_key;  // whole blocks of 16 that any row sees
+};
+
+// Scores of sixteen keys from `first`: scaled, biased by distance, hidden where the row may not look.
+inline F16 visible_scores(F16 dots, const StepContext& c, int64_t first, int64_t position, float slope) {
+    alignas(64) static const float lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    // Distances are whole and far below 2^24, so exact in float32.
+    const F16 distance = sub(fill(static_cast<float>(position - first)), load(lanes));
+    F16 scores = mul(dots, fill(1.0f / __builtin_sqrtf(static_cast<float>(c.model->head_dim))));
+    if (slope != 0.0f) scores = sub(scores, mul(fill(slope), distance));
+    scores = where_less(distance, zero(), fill(kHidden), scores);
+    if (!c.model->sliding_window) return scores;
+    return where_less(distance, fill(static_cast<float>(c.model->sliding_window)), scores, fill(kHidden));
+}
+
+// kTileVectors blocks at a time, so that one row's sums are enough to fill the pipeline. Returns to scores[r][key - first_key].
+template <int R, class E>
+void score_tile(const StepContext& c, int64_t layer, int64_t kv_head, const int32_t* blocks, const QueryTile<R>& tile,
+                const E* const (&queries)[R], float* scores) {
+    const int64_t steps = c.cache.padded_head_dim / kPair<E>;
+    for (int64_t key = tile.first_key; key < tile.end_key; key += kTileVectors * kBlockSize) {
+        const E* columns[kTileVectors];
+        const E* soon[kTileVectors];
+        F16 sums[R][kTileVectors];
+        for (int v = 0; v < kTileVectors; ++v) {
+            const int64_t mine = key + v * kBlockSize < tile.end_key ? key + v * kBlockSize : key;
+            const int64_t next = mine + kTileVectors * kBlockSize < tile.end_key ? mine + kTileVectors * kBlockSize : mine;
+            columns[v] = key_part<E>(c, layer, blocks[mine / kBlockSize], kv_head);
+            soon[v] = key_part<E>(c, layer, blocks[next / kBlockSize], kv_head);
+        }
+        clear(sums);
+        // Pages lie anywhere, which no processor foresees: fetch these keys' values and the next keys meanwhile. A dot
+        // takes one cache line of every block.
+        for (int64_t step = 0; step < steps; ++step) {
+            const int64_t line = step * kBlockSize * kPair<E>;
+#pragma GCC unroll 8
+            for (int v = 0; v < kTileVectors; ++v) {
+                __builtin_prefetch(columns[v] + c.cache.part_bytes / static_cast<int64_t>(sizeof(E)) + line, 0, 2);
+                __builtin_prefetch(soon[v] + line, 0, 2);
+            }
+            accumulate_dot<R, kTileVectors, E>(sums, queries, step * kPair<E>, columns, line);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int v = 0; v < kTileVectors; ++v) {
+                const int64_t first = key + v * kBlockSize;
+                if (first >= tile.end_key) continue;
+                store(scores + r * c.space.max_keys + first - tile.first_key,
+                      visible_scores(sums[r][v], c, first, tile.positions[r], tile.slopes[r]));
+            }
+    }
+}
+
+// exp(score - maximum) in element type; returns one over their sum.
+template <class E>
+inline float softmax_row(const float* scores, E* weights, int64_t count) {
+    F16 highest = fill(kHidden);
+    for (int64_t i = 0; i < count; i += 16) highest = max(highest, load(scores + i));
+    const F16 maximum = fill(max_lanes(highest));
+    F16 sum = zero();
+    for (int64_t i = 0; i < count; i += 16) {
+        const F16 weight = exp(sub(load(scores + i), maximum));
+        sum = add(sum, weight);
+        store16(weights + i, weight);
+    }
+    return 1.0f / sum_lanes(sum);
+}
+
+// V * 16 dimensions from `dim` on of the weighted values.
+template <int R, int V, class E>
+void value_tile(const StepContext& c, int64_t layer, int64_t kv_head, const int32_t* blocks, const QueryTile<R>& tile,
+                const E* const (&weights)[R], const float (&factors)[R], int64_t dim, E* const (&outs)[R]) {
+    F16 sums[R][V];
+    clear(sums);
+    const int64_t padded = c.cache.padded_head_dim;
+    for (int64_t key = tile.first_key; key < tile.end_key; key += kBlockSize) {
+        const E* values = value_part<E>(c, layer, blocks[key / kBlockSize], kv_head);
+        const E* columns[V];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) columns[v] = values + (dim + 16 * v) * kPair<E>;
+#pragma GCC unroll 1
+        for (int64_t i = 0; i < kBlockSize; i += kPair<E>)
+            accumulate_dot<R, V, E>(sums, weights, key - tile.first_key + i, columns, i * padded);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) {
+            const int64_t first = dim + 16 * v, left = c.model->head_dim - first;
+            store16_part(outs[r] + first, mul(sums[r][v], fill(factors[r])), left < 16 ? left : 16);
+        }
+}
+
+template <int R, int V, class E>
+inline void value_vectors(int64_t vectors, const StepContext& c, int64_t layer, int64_t kv_head, const int32_t* blocks,
+                          const QueryTile<R>& tile, const E* const (&weights)[R], const float (&factors)[R], int64_t dim,
+                          E* const (&outs)[R]) {
+    if (vectors >= V) return value_tile<R, V, E>(c, layer, kv_head, blocks, tile, weights, factors, dim, outs);
+    if constexpr (V > 1) value_vectors<R, V - 1, E>(vectors, c, layer, kv_head, blocks, tile, weights, factors, dim, outs);
+}
+
+template <int R, class E>
+void attend_rows(const StepContext& c, int64_t thread, int64_t layer, int64_t kv_head, const AttentionUnit& unit) {
+    const ModelWeights& m = *c.model;
+    const StepSpan& span = c.work->spans[unit.span];
+    const int64_t groups = m.num_heads / m.num_kv_heads, padded = c.cache.padded_head_dim, dim = m.head_dim;
+    QueryTile<R> tile;
+    const E* queries[R];
+    E* outs[R];
+    for (int r = 0; r < R; ++r) {
+        const int64_t token = (unit.first + r) / groups, head = kv_head * groups + (unit.first + r) % groups;
+        const int64_t row = span.first_row + token;
+        tile.positions[r] = span.start + token;
+        tile.slopes[r] = m.alibi_slopes ? m.alibi_slopes[head] : 0.0f;
+        queries[r] = reinterpret_cast<const E*>(c.space.query) + (row * m.num_heads + head) * padded;
+        outs[r] = reinterpret_cast<E*>(c.space.attended) + row * round_up(m.num_heads * dim, kPanel) + head * dim;
+    }
+    const int64_t oldest = m.sliding_window ? tile.positions[0] - m.sliding_window + 1 : 0;
+    tile.first_key = (oldest > 0 ? oldest : 0) / kBlockSize * kBlockSize;
+    tile.end_key = round_up(tile.positions[R - 1] + 1, kBlockSize);
+    const int64_t scratch = thread * kTileRows * c.space.max_keys;
+    float* scores = c.space.scores + scratch;
+    score_tile<R, E>(c, layer, kv_head, span.blocks, tile, queries, scores);
+    E* all_weights = reinterpret_cast<E*>(c.space.weights) + scratch;
+    const E* weights[R];
+    float factors[R];
+    for (int r = 0; r < R; ++r) {
+        E* mine = all_weights + r * c.space.max_keys;
+        factors[r] = softmax_row(scores + r * c.space.max_keys, mine, tile.end_key - tile.first_key);
+        weights[r] = mine;
+    }
+    for (int64_t d = 0; d < padded; d += 16 * kTileVectors)
+        value_vectors<R, kTileVectors, E>(
+            (padded - d) / 16, c, layer, kv_head, span.blocks, tile, weights, factors, d, outs);
+}
+
+template <int R, class E>
+inline void attend_height(const StepContext& c, int64_t thread, int64_t layer, int64_t kv_head, const AttentionUnit& unit) {
+    if (unit.count == R) return attend_rows<R, E>(c, thread, layer, kv_head, unit);
+    if constexpr (R > 1) attend_height<R - 1, E>(c, thread, layer, kv_head, unit);
+}
+
+template <class E>
+void attention(const StepContext& c, const Team& team, int64_t layer) {
+    const int64_t heads = c.model->num_kv_heads;
+    team.share(c.space.num_units * heads, [&](Range mine, int64_t thread) {
+        for (int64_t i = mine.begin; i < mine.end; ++i)
+            attend_height<kTileRows, E>(c, thread, layer, i % heads, c.space.units[i / heads]);
+    });
+}
+
+}  // namespace ISA

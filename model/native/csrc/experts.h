@@ -1,0 +1,102 @@
+// Mixture of experts: each row's top experts, products over the rows of each expert, and their sum in order of rank.
+#pragma once
+
+namespace ISA {
+
+// The experts of a row by falling logit, the lower index first among equals, and the softmax over their logits.
+inline void choose_experts(const float* logits, const LayerWeights& layer, int32_t* chosen, float* gates) {
+    float total = 0.0f;
+    for (int64_t rank = 0; rank < layer.experts_per_token; ++rank) {
+        int64_t best = -1;
+        for (int64_t e = 0; e < layer.num_experts; ++e) {
+            bool taken = false;
+            for (int64_t earlier = 0; earlier < rank; ++earlier) taken = taken || chosen[earlier] == e;
+            if (!taken && (best < 0 || logits[e] > logits[best])) best = e;
+        }
+        chosen[rank] = static_cast<int32_t>(best);
+        float lane[16];
+        store(lane, exp(fill(logits[best] - logits[chosen[0]])));
+        gates[rank] = lane[0];
+        total += gates[rank];
+    }
+    for (int64_t rank = 0; rank < layer.experts_per_token; ++rank) gates[rank] /= total;
+}
+
+// Groups the assignments by expert, rows in order. Not shared out: a few thousand integers at most.
+inline void group_by_expert(const StepContext& c, const LayerWeights& layer) {
+    const Workspace& space = c.space;
+    const int64_t choices = layer.experts_per_token, rows = c.work->num_rows, columns = layer.router.columns;
+    for (int64_t e = 0; e <= layer.num_experts; ++e) space.expert_first[e] = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+        choose_experts(space.router_logits + row * columns, layer, space.chosen + row * choices, space.gates + row * choices);
+        for (int64_t i = 0; i < choices; ++i) ++space.expert_first[space.chosen[row * choices + i] + 1];
+    }
+    for (int64_t e = 0; e < layer.num_experts; ++e) space.expert_first[e + 1] += space.expert_first[e];
+    int64_t place = 0;
+    for (int64_t e = 0; e < layer.num_experts; ++e)
+        for (int64_t i = 0; i < rows * choices; ++i)
+            if (space.chosen[i] == e) {
+                space.members[place] = static_cast<int32_t>(i / choices);
+                space.places[i] = static_cast<int32_t>(place++);
+            }
+}
+
+// Every expert's product over its own rows. `gather`: inputs are the members' rows, else the assignments' own.
+template <class E, class Emit>
+void expert_product(const StepContext& c, const Team& team, const LayerWeights& layer, const ProductWeights* weights,
+                    const E* input, int64_t stride, bool gather, const Emit& emit) {
+    const int64_t* first = c.space.expert_first;
+    int64_t total = 0;
+    for (int64_t e = 0; e < layer.num_experts; ++e) total += num_units(weights[e], first[e + 1] - first[e]);
+    team.share(total, [&](Range mine, int64_t) {
+        int64_t before = 0;
+        for (int64_t e = 0; e < layer.num_experts; ++e) {
+            const int64_t count = first[e + 1] - first[e], units = num_units(weights[e], count);
+            const Range part{mine.begin > before ? mine.begin - before : 0,
+                             mine.end - before < units ? mine.end - before : units};
+            before += units;
+            if (part.begin >= part.end) continue;
+            const InputRows<E> in{gather ? input : input + first[e] * stride, stride,
+                                  gather ? c.space.members + first[e] : nullptr, count};
+            product_units(part, weights[e], in, [&](int64_t row, int64_t column, const float* sums) {
+                emit(weights[e], first[e] + row, column, sums);
+            });
+        }
+    });
+}
+
+// x += the chosen experts' outputs times their gates, first to last.
+inline void combine_row(const StepContext& c, const LayerWeights& layer, int64_t row) {
+    const int64_t choices = layer.experts_per_token, stride = round_up(c.model->hidden_size, kPanel);
+    float* x = c.space.x + row * stride;
+    for (int64_t i = 0; i < stride; i += 16) {
+        F16 sum = zero();
+        for (int64_t choice = row * choices; choice < (row + 1) * choices; ++choice)
+            sum = fma(load(c.space.expert_out + c.space.places[choice] * stride + i), fill(c.space.gates[choice]), sum);
+        store(x + i, add(load(x + i), sum));
+    }
+}
+
+template <class E>
+void experts(const StepContext& c, const Team& team, const LayerWeights& layer, const InputRows<E>& in) {
+    const ModelWeights& m = *c.model;
+    const int64_t hidden = round_up(m.hidden_size, kPanel);
+    product(team, layer.router, in, [&](int64_t row, int64_t column, const float* sums) {
+        emit_store(layer.router, column, sums, c.space.router_logits + row * layer.router.columns, layer.router.columns);
+    });
+    group_by_expert(c, layer);
+    E* inner = reinterpret_cast<E*>(c.space.inner);
+    expert_product(c, team, layer, layer.up, in.input, in.stride, true,
+                   [&](const ProductWeights& weights, int64_t place, int64_t column, const float* sums) {
+                       emit_inner(m.activation, weights, column, sums, inner + place * m.inner_size);
+                   });
+    expert_product(c, team, layer, layer.down, inner, m.inner_size, false,
+                   [&](const ProductWeights& weights, int64_t place, int64_t column, const float* sums) {
+                       emit_store(weights, column, sums, c.space.expert_out + place * hidden, hidden);
+                   });
+    team.share(c.work->num_rows, [&](Range mine, int64_t) {
+        for (int64_t row = mine.begin; row < mine.end; ++row) combine_row(c, layer, row);
+    });
+}
+
+}  // namespace ISA

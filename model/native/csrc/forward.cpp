@@ -1,0 +1,125 @@
+// A whole step with one instruction set: compiled once for each, ISA names the namespace.
+#include "backend.h"
+
+#if defined(USE_AVX512)
+#include "simd_avx512.h"
+#elif defined(USE_AVX2)
+#include "simd_avx2.h"
+#else
+#include "simd_portable.h"
+#endif
+#include "elementwise.h"
+#include "rows.h"
+#include "product.h"
+#include "cache.h"
+#include "attention.h"
+#include "experts.h"
+
+namespace ISA {
+
+// One step: a chain of stages, each shared out among the threads and done before the next begins.
+template <class E>
+struct Forward {
+    const StepContext& c;
+    const Team& team;
+    const ModelWeights& m = *c.model;
+    const int64_t hidden = round_up(m.hidden_size, kPanel);
+
+    E* normed(int64_t row) const { return reinterpret_cast<E*>(c.space.normed) + row * hidden; }
+    float* x(int64_t row) const { return c.space.x + row * hidden; }
+
+    template <class Function>
+    void each(int64_t count, const Function& function) const {
+        team.share(count, [&](Range mine, int64_t) {
+            for (int64_t i = mine.begin; i < mine.end; ++i) function(i);
+        });
+    }
+
+    void embed(int64_t row) const {
+        const int64_t token = c.work->tokens[row], position = c.work->positions[row], size = m.hidden_size;
+        for (int64_t i = 0; i < hidden; i += 16) store(x(row) + i, zero());
+        add_row(x(row), static_cast<const E*>(m.embedding) + token * size, size);
+        if (m.position_embedding) add_row(x(row), static_cast<const E*>(m.position_embedding) + position * size, size);
+        if (m.position_table) add_row(x(row), m.position_table + position * size, size);
+    }
+
+    // The input of a sublayer or of the unembedding to `out`. With post-norm the residual stream itself is normed, by
+    // the norm of the sublayer before (none before the first).
+    void prepare(int64_t row, const NormWeights* norm, E* out) const {
+        if (!norm) return copy_row(out, x(row), m.hidden_size);
+        if (m.pre_norm) return norm_row(out, x(row), *norm);
+        norm_row(x(row), x(row), *norm);
+        copy_row(out, x(row), m.hidden_size);
+    }
+
+    void attend(const LayerWeights& layer, int64_t index, const InputRows<E>& in) const {
+        product(team, layer.qkv, in, [&](int64_t row, int64_t column, const float* sums) {
+            emit_store(layer.qkv, column, sums, c.space.qkv + row * layer.qkv.columns, layer.qkv.columns);
+        });
+        each(in.count, [&](int64_t row) { store_row<E>(c, index, row); });
+        attention<E>(c, team, index);
+        const auto* attended = reinterpret_cast<const E*>(c.space.attended);
+        const InputRows<E> rows{attended, round_up(m.num_heads * m.head_dim, kPanel), nullptr, in.count};
+        product(team, layer.out, rows, [&](int64_t row, int64_t column, const float* sums) {
+            emit_residual(layer.out, column, sums, x(row));
+        });
+    }
+
+    void feed_forward(const LayerWeights& layer, const InputRows<E>& in) const {
+        if (layer.num_experts) return experts<E>(c, team, layer, in);
+        E* inner = reinterpret_cast<E*>(c.space.inner);
+        product(team, *layer.up, in, [&](int64_t row, int64_t column, const float* sums) {
+            emit_inner(m.activation, *layer.up, column, sums, inner + row * m.inner_size);
+        });
+        const InputRows<E> rows{inner, m.inner_size, nullptr, in.count};
+        product(team, *layer.down, rows, [&](int64_t row, int64_t column, const float* sums) {
+            emit_residual(*layer.down, column, sums, x(row));
+        });
+    }
+
+    void unembed(const NormWeights* norm) const {
+        const StepWork& work = *c.work;
+        each(work.num_rows, [&](int64_t row) { work.is_finite[row] = is_finite_row(x(row), m.hidden_size); });
+        // Not in place, even with post-norm: a row may be wanted twice.
+        each(work.num_wanted, [&](int64_t i) { norm_row(normed(i), x(work.wanted[i]), *norm); });
+        const InputRows<E> rows{normed(0), hidden, nullptr, work.num_wanted};
+        product(team, m.unembedding, rows, [&](int64_t row, int64_t column, const float* sums) {
+            emit_store(m.unembedding, column, sums, work.logits + row * m.vocab_size, m.vocab_size);
+        });
+    }
+
+    void run() const {
+        const int64_t rows = c.work->num_rows;
+        const InputRows<E> in{normed(0), hidden, nullptr, rows};
+        const NormWeights* last = nullptr;  // of the sublayer before, with post-norm
+        each(rows, [&](int64_t row) { embed(row); });
+        for (int64_t index = 0; index < m.num_layers; ++index) {
+            const LayerWeights& layer = m.layers[index];
+            const NormWeights* first = m.pre_norm ? &layer.attention_norm : last;
+            const NormWeights* second = m.pre_norm ? &layer.feed_forward_norm : &layer.attention_norm;
+            each(rows, [&](int64_t row) { prepare(row, first, normed(row)); });
+            attend(layer, index, in);
+            each(rows, [&](int64_t row) { prepare(row, second, normed(row)); });
+            feed_forward(layer, in);
+            last = &layer.feed_forward_norm;
+        }
+        unembed(m.pre_norm ? &m.final_norm : last);
+    }
+};
+
+static void run(const StepContext& context, const Team& team) {
+    if (context.model->element == kBfloat16) return Forward<uint16_t>{context, team}.run();
+    Forward<float>{context, team}.run();
+}
+
+}  // namespace ISA
+
+#define BACKEND_NAME_(isa) backend_##isa
+#define BACKEND_NAME(isa) BACKEND_NAME_(isa)
+#define TEXT_(isa) #isa
+#define TEXT(isa) TEXT_(isa)
+
+const Backend* BACKEND_NAME(ISA)() {
+    static const Backend backend = {TEXT(ISA), ISA::kTileRows, ISA::run};
+    return &backend;
+}

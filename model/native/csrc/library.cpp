@@ -1,0 +1,89 @@
+// The functions Python calls. All return 0, or -1 and leave a sentence for `minigpt_error`.
+#include <cstring>
+#include <exception>
+#include <stdexcept>
+#include <string>
+
+#include "memory.h"
+#include "session.h"
+
+namespace {
+
+thread_local std::string last_error;
+
+template <class Function>
+int guarded(const Function& function) {
+    try {
+        function();
+        return 0;
+    } catch (const std::exception& error) {
+        last_error = error.what();
+        return -1;
+    }
+}
+
+// The best instruction set of this processor, or the one named.
+const Backend* choose_backend(const std::string& name) {
+#if defined(__x86_64__)
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16");
+    if (avx512 && (name.empty() || name == "avx512")) return backend_avx512();
+    if (avx2 && (name.empty() || name == "avx2")) return backend_avx2();
+#endif
+    if (name.empty() || name == "portable") return backend_portable();
+    throw std::runtime_error("instruction set " + name + " is not available on this processor");
+}
+
+}  // namespace
+
+extern "C" {
+
+// Of the sources this was made from: `model.native.abi` does not load a library that does not fit it.
+const char* minigpt_sources() { return SOURCES_HASH; }
+
+const char* minigpt_error() { return last_error.c_str(); }
+
+int minigpt_create(const ModelWeights* model, const char* instruction_set, int64_t num_blocks, int64_t num_threads,
+                   Session** session) {
+    return guarded([&] { *session = new Session(*model, *choose_backend(instruction_set), num_blocks, num_threads); });
+}
+
+void minigpt_destroy(Session* session) { delete session; }
+
+const char* minigpt_instruction_set(const Session* session) { return session->backend().name; }
+
+int minigpt_step(Session* session, const StepWork* work) {
+    return guarded([&] { session->step(*work); });
+}
+
+// Zeroes the contents of blocks.
+void minigpt_scrub(Session* session, const int32_t* blocks, int64_t count) {
+    const CachePages& cache = session->cache();
+    const int64_t bytes = session->model().num_kv_heads * 2 * cache.part_bytes;
+    for (int64_t layer = 0; layer < session->model().num_layers; ++layer)
+        for (int64_t i = 0; i < count; ++i)
+            std::memset(cache.data + (layer * cache.num_blocks + blocks[i]) * bytes, 0, static_cast<size_t>(bytes));
+}
+
+// Zeroed memory for packed weights, or null when there is none left.
+void* minigpt_allocate(int64_t bytes) { return allocate_pages(bytes); }
+void minigpt_free(void* memory, int64_t bytes) { free_pages(memory, bytes); }
+
+// Packs weights [any, inputs] as [columns / 64][padded_inputs / pair][64][pair], where column c is row rows[c] of the
+// source, or zeros where that is -1. Elements are copied as they are.
+void minigpt_pack(const char* source, int64_t inputs, const int64_t* rows, int64_t columns, int64_t padded_inputs,
+                  int64_t element_size, char* packed) {
+    const int64_t pair = 4 / element_size;
+    for (int64_t column = 0; column < columns; ++column) {
+        char* panel = packed + column / kPanel * kPanel * padded_inputs * element_size + column % kPanel * 4;
+        for (int64_t i = 0; i < padded_inputs; ++i) {
+            char* to = panel + i / pair * kPanel * 4 + i % pair * element_size;
+            const bool empty = rows[column] < 0 || i >= inputs;
+            if (empty) std::memset(to, 0, static_cast<size_t>(element_size));
+            else std::memcpy(to, source + (rows[column] * inputs + i) * element_size, static_cast<size_t>(element_size));
+        }
+    }
+}
+
+}  // extern "C"

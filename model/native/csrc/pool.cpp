@@ -1,0 +1,89 @@
+#include "pool.h"
+
+#include <algorithm>
+
+namespace {
+
+constexpr int kSpinsBeforeSleep = 2000;  // pauses of some 40 cycles: about 30 microseconds
+constexpr int kSpinsBeforeYield = 2000;
+constexpr int64_t kPiecesPerThread = 4;  // large enough to read memory in long runs, small enough to even out
+
+inline void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
+}  // namespace
+
+void Team::run(int64_t count, const void* context, StageFunction function) const {
+    pool->run_stage(count, context, function);
+}
+
+Pool::Pool(int64_t num_threads) : size_(num_threads) {
+    for (int64_t thread = 1; thread < size_; ++thread) threads_.emplace_back([this, thread] { serve(thread); });
+}
+
+Pool::~Pool() {
+    closing_ = true;
+    wake();
+    for (std::thread& thread : threads_) thread.join();
+}
+
+void Pool::wake() {
+    if (asleep_.load() == 0) return;
+    { const std::lock_guard<std::mutex> lock(mutex_); }  // whoever is about to sleep has looked before, or sleeps now
+    called_.notify_all();
+}
+
+void Pool::run_stage(int64_t count, const void* context, StageFunction function) {
+    const int64_t pieces = std::min(count, size_ * kPiecesPerThread);
+    if (size_ == 1 || pieces <= 1) return count ? function(context, 0, count, 0) : void();
+    count_.store(count, std::memory_order_relaxed);
+    pieces_.store(pieces, std::memory_order_relaxed);
+    context_.store(context, std::memory_order_relaxed);
+    function_.store(function, std::memory_order_relaxed);
+    done_.store(0, std::memory_order_relaxed);
+    ticket_.store(Ticket{ticket_.load(std::memory_order_relaxed).stage + 1, 0});
+    wake();
+    work(0);
+    for (int spins = 0; done_.load(std::memory_order_acquire) < pieces; ++spins)
+        if (spins < kSpinsBeforeYield) relax(); else std::this_thread::yield();
+}
+
+// Takes pieces of the current stage until there are none. What is read of the stage counts only if taking a piece of
+// that very stage succeeds afterwards: until its last piece is done nothing of it is overwritten.
+void Pool::work(int64_t thread) {
+    Ticket ticket = ticket_.load(std::memory_order_acquire);
+    for (;;) {
+        const int64_t count = count_.load(std::memory_order_relaxed), pieces = pieces_.load(std::memory_order_relaxed);
+        const void* context = context_.load(std::memory_order_relaxed);
+        const StageFunction function = function_.load(std::memory_order_relaxed);
+        const int64_t piece = ticket.piece;
+        if (piece >= pieces) return;
+        if (!ticket_.compare_exchange_weak(ticket, Ticket{ticket.stage, ticket.piece + 1})) continue;
+        function(context, count * piece / pieces, count * (piece + 1) / pieces, thread);
+        done_.fetch_add(1, std::memory_order_acq_rel);
+        ticket = ticket_.load(std::memory_order_acquire);
+    }
+}
+
+bool Pool::await_stage(uint32_t seen) {
+    for (int spins = 0; spins < kSpinsBeforeSleep; ++spins) {
+        if (has_news(seen)) return !closing_;
+        relax();
+    }
+    std::unique_lock<std::mutex> lock(mutex_);
+    ++asleep_;
+    called_.wait(lock, [&] { return has_news(seen); });
+    --asleep_;
+    return !closing_;
+}
+
+void Pool::serve(int64_t thread) {
+    uint32_t seen = 0;
+    while (await_stage(seen)) {
+        seen = ticket_.load(std::memory_order_acquire).stage;
+        work(thread);
+    }
+}

@@ -1,0 +1,123 @@
+#include "session.h"
+
+#include "memory.h"
+
+#include <algorithm>
+#include <new>
+#include <stdexcept>
+
+namespace {
+
+constexpr int64_t kCacheLine = 64;
+
+int64_t element_size(const ModelWeights& model) { return model.element == kBfloat16 ? 2 : 4; }
+
+void require(bool holds, const char* sentence) {
+    if (!holds) throw std::invalid_argument(sentence);
+}
+
+// The attention work of one span: its token * group rows in tiles of equal height, give or take one.
+void add_units(std::vector<AttentionUnit>& units, int64_t span, int64_t rows, int64_t tile_rows) {
+    const int64_t tiles = (rows + tile_rows - 1) / tile_rows;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
+        units.push_back({static_cast<int32_t>(span), static_cast<int32_t>(first), static_cast<int32_t>(last - first)});
+    }
+}
+
+}  // namespace
+
+Buffer::~Buffer() {
+    if (data_) free_pages(data_, size_);
+}
+
+void* Buffer::reserve(int64_t bytes) {
+    if (bytes <= size_) return data_;
+    // A quarter more than asked, so that slowly growing steps do not allocate each time.
+    const int64_t size = data_ ? round_up(bytes + bytes / 4, kCacheLine) : bytes;
+    void* fresh = allocate_pages(size);
+    if (!fresh) throw std::bad_alloc();
+    if (data_) free_pages(data_, size_);
+    data_ = fresh;
+    size_ = size;
+    return fresh;
+}
+
+Session::Session(const ModelWeights& model, const Backend& backend, int64_t num_blocks, int64_t num_threads)
+    : model_(model), backend_(backend), pool_(num_threads) {
+    cache_.num_blocks = num_blocks;
+    cache_.padded_head_dim = round_up(model.head_dim, 16);
+    cache_.part_bytes = cache_.padded_head_dim * kBlockSize * element_size(model);
+    cache_.data = static_cast<char*>(
+        pages_.reserve(model.num_layers * num_blocks * model.num_kv_heads * 2 * cache_.part_bytes));
+}
+
+void Session::check(const StepWork& work) const {
+    int64_t rows = 0;
+    for (int64_t i = 0; i < work.num_spans; ++i) {
+        const StepSpan& span = work.spans[i];
+        const int64_t end = span.start + span.length;
+        require(span.first_row == rows && span.length > 0 && span.start >= 0, "a span does not follow the one before it");
+        require(end <= model_.context_length, "a span ends behind the context");
+        require(span.num_blocks * kBlockSize >= end, "a block table is too short for its span");
+        for (int64_t block = 0; block < span.num_blocks; ++block)
+            require(span.blocks[block] >= 0 && span.blocks[block] < cache_.num_blocks, "a block is not in the pool");
+        rows += span.length;
+    }
+    require(rows == work.num_rows, "there are not as many tokens as the spans have");
+    for (int64_t i = 0; i < rows; ++i)
+        require(work.tokens[i] >= 0 && work.tokens[i] < model_.vocab_size, "a token is not in the vocabulary");
+    for (int64_t i = 0; i < work.num_wanted; ++i)
+        require(work.wanted[i] >= 0 && work.wanted[i] < rows, "a wanted row is not in the step");
+}
+
+void Session::plan_attention(const StepWork& work) {
+    units_.clear();
+    int64_t longest = 0;
+    for (int64_t span = 0; span < work.num_spans; ++span) {
+        longest = std::max(longest, work.spans[span].start + work.spans[span].length);
+        add_units(units_, span, work.spans[span].length * (model_.num_heads / model_.num_kv_heads), backend_.tile_rows);
+    }
+    space_.max_keys = round_up(longest, kSplit);
+    space_.units = units_.data();
+    space_.num_units = static_cast<int64_t>(units_.size());
+}
+
+void Session::lay_out(const StepWork& work) {
+    plan_attention(work);
+    int64_t columns = 0, router_columns = 0, choices = 1, experts = 0;
+    for (int64_t i = 0; i < model_.num_layers; ++i) {
+        columns = std::max(columns, model_.layers[i].qkv.columns);
+        router_columns = std::max(router_columns, model_.layers[i].router.columns);
+        choices = std::max(choices, model_.layers[i].experts_per_token);
+        experts = std::max(experts, model_.layers[i].num_experts);
+    }
+    const int64_t size = element_size(model_), hidden = round_up(model_.hidden_size, kPanel);
+    const int64_t rows = std::max(work.num_rows, work.num_wanted), assignments = rows * choices;
+    const int64_t tile_keys = pool_.size() * backend_.tile_rows * space_.max_keys;
+    Buffer* next = buffers_;
+    const auto take = [&](auto*& pointer, int64_t bytes) {
+        pointer = static_cast<std::decay_t<decltype(pointer)>>((next++)->reserve(bytes));
+    };
+    take(space_.x, rows * hidden * 4);
+    take(space_.normed, rows * hidden * size);
+    take(space_.qkv, rows * columns * 4);
+    take(space_.query, rows * model_.num_heads * cache_.padded_head_dim * size);
+    take(space_.attended, rows * round_up(model_.num_heads * model_.head_dim, kPanel) * size);
+    take(space_.inner, assignments * model_.inner_size * size);
+    take(space_.router_logits, rows * router_columns * 4);
+    take(space_.expert_out, experts ? assignments * hidden * 4 : 0);
+    take(space_.gates, assignments * 4);
+    take(space_.places, assignments * 4);
+    take(space_.members, assignments * 4);
+    take(space_.chosen, assignments * 4);
+    take(space_.expert_first, (experts + 1) * 8);
+    take(space_.scores, tile_keys * 4);
+    take(space_.weights, tile_keys * size);
+}
+
+void Session::step(const StepWork& work) {
+    check(work);
+    lay_out(work);
+    backend_.run({&model_, &work, cache_, space_}, Team{&pool_});
+}

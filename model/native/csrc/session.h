@@ -1,0 +1,46 @@
+// One engine's memory, threads and instruction set, and how a step is made ready for them.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "backend.h"
+#include "pool.h"
+
+// Zeroed memory aligned to cache lines, kept until it must grow.
+class Buffer {
+  public:
+    Buffer() = default;
+    ~Buffer();
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    void* reserve(int64_t bytes);
+
+  private:
+    void* data_ = nullptr;
+    int64_t size_ = 0;
+};
+
+class Session {
+  public:
+    Session(const ModelWeights& model, const Backend& backend, int64_t num_blocks, int64_t num_threads);
+
+    // Throws std::invalid_argument for tokens, positions and blocks that are not there: nothing has been written then.
+    void step(const StepWork& work);
+    const CachePages& cache() const { return cache_; }
+    const ModelWeights& model() const { return model_; }
+    const Backend& backend() const { return backend_; }
+
+  private:
+    void check(const StepWork& work) const;
+    void lay_out(const StepWork& work);
+    void plan_attention(const StepWork& work);
+
+    const ModelWeights model_;
+    const Backend& backend_;
+    Pool pool_;
+    CachePages cache_{};
+    Workspace space_{};
+    Buffer pages_;
+    Buffer buffers_[15];
+    std::vector<AttentionUnit> units_;
+};

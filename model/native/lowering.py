@@ -1,0 +1,209 @@
+"""Lower a loaded model to packed weights by walking its modules: they are the only description of the architecture."""
+
+import ctypes
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model.gpt import GPT, Layer
+from model.layers import Linear, Norm, SelfAttention
+from model.moe import MixtureOfExperts
+from model.native.abi import (
+    ACTIVATIONS,
+    CHUNK_BYTES,
+    ELEMENT_TYPES,
+    LANES,
+    PANEL,
+    LayerWeights,
+    ModelWeights,
+    NormWeights,
+    ProductWeights,
+)
+from model.paged import BLOCK_SIZE
+from model.positions import alibi_slopes
+
+# Which row of a weight each packed column takes, -1 for padding.
+ColumnRows = NDArray[np.int64]
+MAX_HEAD_DIM = 1_024  # csrc/cache.h
+
+Item = TypeVar("Item", bound=ctypes.Structure)
+
+
+class UnsupportedError(ValueError):
+    """The native back end cannot run this model; the message says what stands in the way."""
+
+
+class Arena:
+    """Memory on huge pages, handed out piece after piece in the order a step reads it; freed as a whole."""
+
+    PIECE = 64 << 20
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        self._pieces: list[tuple[int, int]] = []
+        self._next = self._end = 0
+
+    def take(self, num_bytes: int) -> int:
+        """The address of `num_bytes` zeroed bytes on a cache line. Raises MemoryError."""
+        num_bytes = -(-num_bytes // 64) * 64
+        if self._next + num_bytes > self._end:
+            size = max(num_bytes, self.PIECE)
+            piece: int | None = self._library.minigpt_allocate(size)
+            if piece is None:
+                raise MemoryError(f"no {size} bytes for packed weights")
+            self._pieces.append((piece, size))
+            self._next, self._end = piece, piece + size
+        self._next += num_bytes
+        return self._next - num_bytes
+
+    def __del__(self) -> None:
+        for piece, size in self._pieces:
+            self._library.minigpt_free(piece, size)
+
+
+class Lowering:
+    """A model's weights, packed. Holds every buffer the C structures point to: it must outlive their use.
+
+    Of the model itself only the embeddings are kept. Raises UnsupportedError and MemoryError.
+    """
+
+    def __init__(self, model: GPT, library: ctypes.CDLL) -> None:
+        self.library = library
+        self.config = model.config
+        self._kept: list[object] = []
+        weight = model.embedding.weight
+        if str(weight.dtype) not in ELEMENT_TYPES:
+            raise UnsupportedError(f"weights are {weight.dtype}; the native back end takes {', '.join(ELEMENT_TYPES)}")
+        if weight.device.type != "cpu":
+            raise UnsupportedError(f"weights are on {weight.device}; the native back end runs on the CPU")
+        if model.config.head_dim > MAX_HEAD_DIM:
+            raise UnsupportedError(
+                f"head_dim is {model.config.head_dim}; the native back end takes at most {MAX_HEAD_DIM}"
+            )
+        self._dtype = weight.dtype
+        self._arena = Arena(library)
+        self.weights = self._model(model)
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Bytes one block of the cache takes over all layers, keys and values; head_dim is padded to a register."""
+        config = self.config
+        padded = -(-config.head_dim // LANES) * LANES
+        return 2 * config.num_layers * config.num_kv_heads * BLOCK_SIZE * padded * self._dtype.itemsize
+
+    def _model(self, model: GPT) -> ModelWeights:
+        config = model.config
+        layers = [self._layer(layer) for layer in model.layers if isinstance(layer, Layer)]
+        columns = len(self._up_rows(config.intermediate_size))
+        table = None if model.position_table is None else model.position_table.rows(torch.arange(config.context_length))
+        final = model.final_norm
+        return ModelWeights(
+            element=ELEMENT_TYPES[str(self._dtype)],
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            inner_size=columns // 2 if self._is_gated else columns,
+            vocab_size=config.vocab_size,
+            context_length=config.context_length,
+            pre_norm=config.norm_placement == "pre",
+            activation=ACTIVATIONS[config.feed_forward],
+            sliding_window=config.sliding_window or 0,
+            embedding=self._keep(model.embedding.weight),
+            position_embedding=self._keep(model.position_embedding.weight) if model.position_embedding else None,
+            position_table=self._floats(table) if config.positions == "sinusoidal" else None,
+            rotary_table=self._floats(table) if config.positions == "rotary" else None,
+            alibi_slopes=self._floats(alibi_slopes(config.num_heads)) if config.positions == "alibi" else None,
+            layers=self._array(LayerWeights, layers),
+            final_norm=self._norm(final if isinstance(final, Norm) else None),
+            unembedding=self._linear(model.unembedding),
+        )
+
+    def _layer(self, layer: Layer) -> LayerWeights:
+        attention, feed_forward = layer.attention, layer.feed_forward
+        assert isinstance(attention, SelfAttention)
+        up_rows = self._up_rows(self.config.intermediate_size)
+        if isinstance(feed_forward, MixtureOfExperts):
+            router, chosen = self._linear(feed_forward.router), feed_forward.num_experts_per_token
+            up_bias, down_bias = feed_forward.up_bias, feed_forward.down_bias
+            experts = range(feed_forward.up.shape[0])
+            ups = [self._product(feed_forward.up[e], None if up_bias is None else up_bias[e], up_rows) for e in experts]
+            downs = [self._product(feed_forward.down[e], None if down_bias is None else down_bias[e]) for e in experts]
+        else:
+            router, chosen, experts = ProductWeights(), 0, range(0)
+            ups = [self._product(feed_forward.up.weight, feed_forward.up.bias, up_rows)]
+            downs = [self._linear(feed_forward.down)]
+        return LayerWeights(
+            attention_norm=self._norm(layer.attention_norm),
+            qkv=self._linear(attention.qkv),
+            query_norm=self._norm(attention.query_norm),
+            key_norm=self._norm(attention.key_norm),
+            out=self._linear(attention.out),
+            feed_forward_norm=self._norm(layer.feed_forward_norm),
+            num_experts=len(experts),
+            experts_per_token=chosen,
+            router=router,
+            up=self._array(ProductWeights, ups),
+            down=self._array(ProductWeights, downs),
+        )
+
+    @property
+    def _is_gated(self) -> bool:
+        return self.config.feed_forward == "swiglu"
+
+    def _up_rows(self, inner: int) -> ColumnRows:
+        """Plain panels; of a gated layer panels of half gates and half the ups that belong to them."""
+        if not self._is_gated:
+            return _plain_rows(inner)
+        half = PANEL // 2
+        gates = np.arange(-(-inner // half) * half).reshape(-1, half)
+        gates[gates >= inner] = -1
+        ups = np.where(gates < 0, -1, gates + inner)
+        rows: ColumnRows = np.concatenate([gates, ups], axis=1).ravel()
+        return rows
+
+    def _norm(self, norm: nn.Module | None) -> NormWeights:
+        if not isinstance(norm, Norm):
+            return NormWeights()
+        return NormWeights(
+            weight=self._floats(norm.weight), bias=self._floats(norm.bias), size=norm.size, epsilon=norm.epsilon
+        )
+
+    def _linear(self, linear: Linear) -> ProductWeights:
+        return self._product(linear.weight, linear.bias)
+
+    def _product(self, weight: Tensor, bias: Tensor | None, rows: ColumnRows | None = None) -> ProductWeights:
+        """A weight [out, in] in panels; `rows` says which of its rows each column is, by default in their order."""
+        rows = _plain_rows(weight.shape[0]) if rows is None else rows
+        size, chunk = weight.element_size(), CHUNK_BYTES // weight.element_size()
+        inputs = -(-weight.shape[1] // chunk) * chunk
+        source = weight.detach().contiguous()
+        packed = self._arena.take(len(rows) * inputs * size)
+        self.library.minigpt_pack(source.data_ptr(), weight.shape[1], rows.ctypes.data, len(rows), inputs, size, packed)
+        wide = None
+        if bias is not None:
+            wide = torch.where(torch.from_numpy(rows >= 0), bias.detach().float()[torch.from_numpy(rows.clip(0))], 0.0)
+        return ProductWeights(packed=packed, bias=self._floats(wide), columns=len(rows), inputs=inputs)
+
+    def _floats(self, tensor: Tensor | None) -> int | None:
+        return None if tensor is None else self._keep(tensor.detach().float())
+
+    def _keep(self, tensor: Tensor) -> int:
+        kept = tensor.detach().contiguous()
+        self._kept.append(kept)
+        return kept.data_ptr()
+
+    def _array(self, kind: type[Item], items: list[Item]) -> "ctypes.Array[Item]":
+        array = (kind * len(items))(*items)
+        self._kept.append(array)
+        return array
+
+
+def _plain_rows(count: int) -> ColumnRows:
+    rows = np.arange(-(-count // PANEL) * PANEL)
+    rows[count:] = -1
+    return rows
