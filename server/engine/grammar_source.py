@@ -43,7 +43,7 @@ def to_source(grammar: Grammar) -> str:
         return _NO_FORCING + _to_lark(grammar)
     except GrammarError:
         raise
-    except Exception as error:  # the converters do not say what they raise
+    except Exception as error:  # what the converter of GBNF raises is no narrower
         raise GrammarError(reason(str(error))) from error
 
 
