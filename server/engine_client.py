@@ -191,7 +191,7 @@ class EngineClient:
             self._admissions[sequence.model].schedule()
         if output.tokens:
             timer.note_tokens(sequence, len(output.tokens))
-        sequence.generation.deliver(replace(output, id=sequence.index))
+        sequence.generation.deliver(sequence.index, output)
         if output.finish_reason is not None:
             self._finish(sequence, output.finish_reason)
 

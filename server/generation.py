@@ -1,12 +1,15 @@
 """One client request while it is open: what has arrived for it and not been read. Knows neither wire nor engine."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from server.engine.types import SequenceOutput
 from server.errors import EngineFailed
 from server.records import Outcome
+
+Delivered = tuple[int, SequenceOutput]
+"""A sequence's index in its generation, and what a step added to it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,26 +45,27 @@ class Generation:
         self._closed = closed
         self._is_closed = False
         self._failure: str | None = None
-        self._unread: list[SequenceOutput] = []
-        self._news = asyncio.Event()
+        self._unread: list[Delivered] = []
+        # A bare future where an Event would do: this is done for every stream in every step.
+        self._waiting: asyncio.Future[None] | None = None
 
     def __aiter__(self) -> "Generation":
         return self
 
-    async def __anext__(self) -> Sequence[SequenceOutput]:
+    async def __anext__(self) -> list[Delivered]:
         while not self._unread:
             if self._failure is not None:
                 raise EngineFailed(self._failure)
             if self.num_unfinished == 0:
                 raise StopAsyncIteration
-            self._news.clear()
-            await self._news.wait()
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
         unread, self._unread = self._unread, []
         return unread
 
     def stop(self, index: int) -> None:
         """The reader needs no more of this sequence. One that has ended already keeps its outcome."""
-        self._unread = [output for output in self._unread if output.id != index]
+        self._unread = [delivered for delivered in self._unread if delivered[0] != index]
         self._end_if_open(self.sequences[index], "stop")
 
     def close(self) -> None:
@@ -79,19 +83,23 @@ class Generation:
         self.sequences.append(sequence)
         self.num_unfinished += 1
 
-    def deliver(self, output: SequenceOutput) -> None:
+    def deliver(self, index: int, output: SequenceOutput) -> None:
         """Queue an output. However many come in one turn of the loop, the reader wakes once."""
-        self._unread.append(output)
-        self._news.set()
+        self._unread.append((index, output))
+        self._wake()
 
     def finish_one(self) -> None:
         """One of the sequences has ended, for whatever reason."""
         self.num_unfinished -= 1
-        self._news.set()
+        self._wake()
 
     def fail(self, reason: str) -> None:
         """The reader gets what has arrived, then EngineFailed. To be called before the sequences are ended."""
         self._failure = reason
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     def _end_if_open(self, sequence: OpenSequence, outcome: Outcome) -> None:
         if sequence.outcome is None:

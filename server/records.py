@@ -35,7 +35,10 @@ class RequestRecord:
 
 
 class TokenGap(NamedTuple):
-    """`num_tokens` tokens of one sequence, each `seconds` after the one before (a step that brings several shares)."""
+    """`num_tokens` tokens, each `seconds` after its sequence's one before (a step that brings several shares).
+
+    Sequences that had their last tokens in one step have their next ones after equal times, and are told of together.
+    """
 
     seconds: float
     num_tokens: int

@@ -14,7 +14,7 @@ class StepTimer:
         self._queue: list[float] = []
         self._prefill: list[float] = []
         self._first_token: list[float] = []
-        self._gaps: list[TokenGap] = []
+        self._gaps: dict[float, int] = {}  # seconds to the number of tokens that came after so many
 
     def note_scheduled(self, sequence: OpenSequence, scheduled_at: float) -> None:
         """The sequence has been run for the first time; engine and client read the same monotonic clock."""
@@ -29,12 +29,14 @@ class StepTimer:
             self._first_token.append(now - sequence.arrived_at)
             self._prefill.append(now - (sequence.scheduled_at or sequence.arrived_at))
         else:
-            self._gaps.append(TokenGap((now - sequence.last_token_at) / num_tokens, num_tokens))
+            seconds = (now - sequence.last_token_at) / num_tokens
+            self._gaps[seconds] = self._gaps.get(seconds, 0) + num_tokens
         sequence.last_token_at = now
         sequence.num_output_tokens += num_tokens
 
     def timings(self) -> StepTimings:
-        return StepTimings(self._queue, self._prefill, self._first_token, self._gaps)
+        gaps = [TokenGap(seconds, num_tokens) for seconds, num_tokens in self._gaps.items()]
+        return StepTimings(self._queue, self._prefill, self._first_token, gaps)
 
 
 def sequence_record(model: str, sequence: OpenSequence, outcome: Outcome, now: float) -> SequenceRecord:

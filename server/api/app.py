@@ -18,6 +18,7 @@ from server.api.chat_template import ChatTemplate
 from server.api.compare import compare_router
 from server.api.compare_request import CompareRequest
 from server.api.completions import completions_router
+from server.api.direct_send import DirectSend
 from server.api.engine_port import Engine
 from server.api.errors import respond_to_error
 from server.api.health import health_router
@@ -73,6 +74,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         middleware=[
+            Middleware(DirectSend),
             Middleware(RequestId, random_bits=random_bits),
             # What nobody else catches. The framework's own place for it is outside, where answers get no request id.
             Middleware(ServerErrorMiddleware, handler=respond_to_error),

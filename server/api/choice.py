@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from server.api.detokenizer import IncrementalText
 from server.api.served_model import Tokenizer
 from server.api.speculative import DraftTally
@@ -18,8 +20,7 @@ from server.errors import EngineFailed, ServerError
 Finish = Literal["stop", "length"]
 
 
-@dataclass(frozen=True)
-class ShownToken:
+class ShownToken(msgspec.Struct, frozen=True):
     """A token of the answer. `offset` is where in the choice's text its first byte's character stands."""
 
     id: int
@@ -28,8 +29,7 @@ class ShownToken:
     trace: TokenTrace | None = None
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True):
     """What a choice gained since it was last asked. `finish` and `stop_reason` come with the last one only."""
 
     text: str
@@ -80,12 +80,14 @@ class Choice:
         """Take in one engine output. Raises EngineFailed when it reports that the sequence could not go on."""
         if self.finish:
             return
-        self.prompt_logprobs += output.prompt_logprobs
-        self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        if output.prompt_logprobs:
+            self.prompt_logprobs += output.prompt_logprobs
+        if output.num_cached_tokens > self.num_cached_tokens:
+            self.num_cached_tokens = output.num_cached_tokens
         num_before = self.num_tokens
         self._push_tokens(output)
         self.drafting.add(output, self.num_tokens - num_before)
-        if self.finish:
+        if self.finish or output.finish_reason is None:
             return
         if output.finish_reason == "error":
             if output.blames_grammar:
@@ -93,8 +95,7 @@ class Choice:
             raise EngineFailed(output.error or "The engine could not take the sequence.")
         if output.finish_reason == "abort":
             raise EngineFailed("The server gave the request up before it was finished.")
-        if output.finish_reason is not None:
-            self._end(output.finish_reason, output)
+        self._end(output.finish_reason, output)
 
     def take(self) -> Delta:
         """What became ready since the last call; falsy when nothing did."""
@@ -116,8 +117,14 @@ class Choice:
         self.num_tokens += 1
         if is_stop and not self._options.include_stop:
             return
+        text = self._text.push(self._tokenizer.token_bytes(token.id))
+        if not self._options.stops.strings:  # nothing can ever be held back
+            self._ready_text.append(text)
+            self._ready_tokens.append(token)
+            self.token_ids.append(token.id)
+            return
         self._waiting_tokens.append(token)
-        self._push_text(self._text.push(self._tokenizer.token_bytes(token.id)))
+        self._push_text(text)
 
     def _push_text(self, text: str) -> None:
         armed = self.num_tokens >= self._options.min_tokens
@@ -127,12 +134,9 @@ class Choice:
         self._release_tokens()
 
     def _release_tokens(self) -> None:
-        """A token whose text begins where text may still be cut away waits; without stop strings none does."""
-        if not self._options.stops:
-            num_ready = len(self._waiting_tokens)
-        else:
-            released = self._scanner.num_released
-            num_ready = sum(token.offset < released for token in self._waiting_tokens)  # offsets never decrease
+        """A token whose text begins where text may still be cut away waits."""
+        released = self._scanner.num_released
+        num_ready = sum(token.offset < released for token in self._waiting_tokens)  # offsets never decrease
         self._show(self._waiting_tokens[:num_ready])
         self._waiting_tokens = self._waiting_tokens[num_ready:] if not self.finish else []
 

@@ -18,10 +18,10 @@ from server.api.compare_request import CompareRequest, read_compare_request
 from server.api.compare_run import CompareRun
 from server.api.departure import unless_client_leaves
 from server.api.errors import to_api_error
+from server.api.event_stream import EventStream
 from server.api.openapi import json_body
 from server.api.recent import RecentAnswer
 from server.api.service import Service
-from server.api.streaming import EventStream
 from server.errors import ServerError
 
 

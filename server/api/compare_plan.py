@@ -108,7 +108,7 @@ def _plan(variant: _Variant, prepared: Prepared, names: TokenNames, is_random: b
     in_force = {name: item for name, item in admitted.in_force.items() if name not in _NOT_TOLD}
     if is_random and "seed" not in (variant.own or ()):
         in_force["seed"] = InForce(params.seed, "random")
-    extras = Extras(admitted, names, return_token_ids=True, return_prompt_logprobs=False)
+    extras = Extras(admitted, names, return_token_ids=True, return_prompt_logprobs=False, has_traces=True)
     return LanePlan(
         name=variant.name,
         own=variant.own,

@@ -11,11 +11,11 @@ from server.origins import Origin
 class Generation(Protocol):
     """One client request's sequences (several prompts times n), open until all have ended or it is closed."""
 
-    def __aiter__(self) -> AsyncIterator[Sequence[SequenceOutput]]:
+    def __aiter__(self) -> AsyncIterator[Sequence[tuple[int, SequenceOutput]]]:
         """One item per engine step that touched the request; if steps piled up, one item with their outputs in order.
 
-        `SequenceOutput.id` is the index the sequence was opened with. Ends after every sequence has its finish.
-        Raises EngineFailed if the engine dies meanwhile.
+        Each output comes with the index its sequence was opened with; the output's own id is the engine's. Ends after
+        every sequence has its finish. Raises EngineFailed if the engine dies meanwhile.
         """
         ...
 

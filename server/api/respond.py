@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from server.api.admission import Prepared
 from server.api.departure import unless_client_leaves
+from server.api.event_stream import EventStream
 from server.api.recent import RecentAnswer
 from server.api.run import Run
 from server.api.schemas import GenerationRequest
@@ -16,7 +17,7 @@ from server.api.schemas_chat import ChatRequest
 from server.api.served_model import ServedModel
 from server.api.service import Service
 from server.api.shapes import Envelope, Shape
-from server.api.streaming import EventStream, EventWriter, StreamPlan, event_stream, first_events
+from server.api.streaming import EventWriter, StreamPlan, event_stream, first_events
 from server.errors import BadRequest
 
 

@@ -47,12 +47,13 @@ class Feed:
         self._generation = generation
         self._outputs = aiter(generation)
         self._receivers = receivers
+        self._num_open = sum(not receiver.is_done for receiver in receivers)
 
     @property
     def is_done(self) -> bool:
-        return all(receiver.is_done for receiver in self._receivers)
+        return self._num_open == 0
 
-    async def step(self) -> list[int]:
+    async def step(self) -> Iterable[int]:
         """Wait for the engine's next outputs; the indices of the receivers they were for.
 
         Raises EngineFailed when the engine cannot finish what it was given.
@@ -62,15 +63,17 @@ class Feed:
         except StopAsyncIteration:
             raise EngineFailed("The engine ended the request before all of it was finished.") from None
         touched: dict[int, None] = {}
-        for output in outputs:
-            receiver = self._receivers[output.id]
+        for index, output in outputs:
+            receiver = self._receivers[index]
             if receiver.is_done:
                 continue
             receiver.push(output)
-            if receiver.is_done and output.finish_reason is None:
-                self._generation.stop(output.id)
-            touched[output.id] = None
-        return list(touched)
+            touched[index] = None
+            if receiver.is_done:
+                self._num_open -= 1
+                if output.finish_reason is None:
+                    self._generation.stop(index)
+        return touched
 
 
 class Run:
@@ -93,7 +96,7 @@ class Run:
     def is_done(self) -> bool:
         return self._feed.is_done
 
-    async def step(self) -> list[int]:
+    async def step(self) -> Iterable[int]:
         """Wait for the engine's next outputs; the indices of the choices they were for. Raises EngineFailed."""
         touched = await self._feed.step()
         if self.is_done:

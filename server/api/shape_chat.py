@@ -19,6 +19,10 @@ class ChatShape:
     whole_object: AnswerObject = "chat.completion"
     chunk_object: AnswerObject = "chat.completion.chunk"
 
+    @property
+    def tells_text_alone(self) -> bool:
+        return self.num_logprobs is None and not self.extras.are_of_tokens
+
     def whole_choice(self, index: int, choice: Choice, delta: Delta) -> ChatChoice:
         return ChatChoice(
             index=index,

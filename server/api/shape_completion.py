@@ -48,6 +48,10 @@ class CompletionShape:
     whole_object: AnswerObject = "text_completion"
     chunk_object: AnswerObject = "text_completion"
 
+    @property
+    def tells_text_alone(self) -> bool:
+        return self.num_logprobs is None and not self.extras.are_of_tokens
+
     def whole_choice(self, index: int, choice: Choice, delta: Delta) -> CompletionChoice:
         return self._choice(index, choice, delta, is_first=True)
 

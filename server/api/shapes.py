@@ -35,6 +35,11 @@ class Shape(Protocol):
     @property
     def chunk_object(self) -> AnswerObject: ...
 
+    @property
+    def tells_text_alone(self) -> bool:
+        """Whether a choice's events between its first and its last differ in nothing but their text."""
+        ...
+
     def whole_choice(self, index: int, choice: Choice, delta: Delta) -> CompletionChoice | ChatChoice:
         """A finished choice; `delta` is all of it."""
         ...
@@ -77,10 +82,18 @@ class Extras:
     names: TokenNames
     return_token_ids: bool
     return_prompt_logprobs: bool
+    has_traces: bool
 
     @classmethod
     def of(cls, asked: GenerationRequest, admitted: Admitted, names: TokenNames) -> "Extras":
-        return cls(admitted, names, bool(asked.return_token_ids), asked.prompt_logprobs is not None)
+        return cls(
+            admitted, names, bool(asked.return_token_ids), asked.prompt_logprobs is not None, asked.trace is not None
+        )
+
+    @property
+    def are_of_tokens(self) -> bool:
+        """Whether every token has some."""
+        return self.return_token_ids or self.has_traces
 
     def token_ids(self, delta: Delta) -> list[int] | UnsetType:
         return [token.id for token in delta.tokens] if self.return_token_ids else UNSET

@@ -1,15 +1,15 @@
-"""Answers as server-sent events, and the response that carries them. It knows no parameter and no prompt."""
+"""Answers as server-sent events. It knows no parameter, no prompt and no response."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from sse_starlette import EventSourceResponse
-from starlette.types import Receive, Scope, Send
 
 from server.api.answers import Answer, Usage
+from server.api.choice import Choice, Delta
 from server.api.errors import to_api_error
+from server.api.event_template import MARK, EventTemplate
 from server.api.run import Run
 from server.api.shapes import Envelope, Shape
 from server.errors import ServerError
@@ -34,21 +34,24 @@ class EventWriter:
         self._plan = plan
         self._run = run
         self._begun: set[int] = set()
+        self._templates: dict[int, EventTemplate] = {}  # by choice, for what tells of text alone
 
-    def step(self, touched: Sequence[int]) -> bytes:
+    def step(self, touched: Iterable[int]) -> bytes:
         """The events of one engine step; empty when all it brought must still be held back."""
-        events: list[Answer] = []
+        events: list[bytes] = []
         for index in touched:
             choice = self._run.choices[index]
             delta = choice.take()
             if not delta:
                 continue
-            shape = self._plan.shape
-            for shaped in shape.chunk_choices(index, choice, delta, is_first=index not in self._begun):
-                is_first = not self._begun and not events
-                events.append(self._plan.envelope.wrap(shape.chunk_object, [shaped], self._usage(), is_first))
-            self._begun.add(index)
-        return b"".join(map(_event, events))
+            if index in self._templates and delta.finish is None:
+                events.append(self._templates[index].fill(delta.text))
+                continue
+            events += self._events(index, choice, delta)
+            if index not in self._begun:
+                self._begun.add(index)
+                self._prepare(index, choice)
+        return b"".join(events)
 
     def ending(self) -> bytes:
         """The end of a stream in which every choice is finished."""
@@ -57,6 +60,20 @@ class EventWriter:
         usage = self._run.usage()
         last = self._plan.envelope.wrap(self._plan.shape.chunk_object, [], usage, is_first=False)
         return _event(last) + _DONE
+
+    def _events(self, index: int, choice: Choice, delta: Delta) -> list[bytes]:
+        shape = self._plan.shape
+        events: list[bytes] = []
+        for shaped in shape.chunk_choices(index, choice, delta, is_first=index not in self._begun):
+            is_first = not self._begun and not events
+            events.append(_event(self._plan.envelope.wrap(shape.chunk_object, [shaped], self._usage(), is_first)))
+        return events
+
+    def _prepare(self, index: int, choice: Choice) -> None:
+        """Once a choice has begun, what is left of an event to encode may be no more than its text."""
+        if self._plan.shape.tells_text_alone and not self._plan.continuous_usage:
+            (event,) = self._events(index, choice, Delta(MARK, (), None, None))
+            self._templates[index] = EventTemplate.of(event)
 
     def _usage(self) -> Usage | UnsetType | None:
         if self._plan.continuous_usage:
@@ -83,20 +100,6 @@ async def event_stream(run: Run, writer: EventWriter, first: bytes) -> AsyncIter
         yield b"data: " + to_api_error(error).to_json() + b"\n\n"
         return
     yield events + writer.ending()
-
-
-class EventStream(EventSourceResponse):
-    """Calls `on_end` when the response is over in whatever way, even if its first event was never asked for."""
-
-    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
-        super().__init__(events, sep="\n", ping=0)  # no comment lines: only events
-        self._on_end = on_end
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._on_end()
 
 
 def _event(answer: Answer) -> bytes:

@@ -52,12 +52,12 @@ class CoreGeneration:
     def __init__(self, engine: "CoreEngine", ids: Mapping[int, int]) -> None:
         self._engine = engine
         self._index_of = dict(ids)
-        self._outputs: list[SequenceOutput] = []
+        self._outputs: list[tuple[int, SequenceOutput]] = []
 
     def __aiter__(self) -> "CoreGeneration":
         return self
 
-    async def __anext__(self) -> Sequence[SequenceOutput]:
+    async def __anext__(self) -> Sequence[tuple[int, SequenceOutput]]:
         while not self._outputs:
             if not self._index_of:
                 raise StopAsyncIteration
@@ -69,7 +69,7 @@ class CoreGeneration:
         """Take what one step gave, if it is for a sequence of this request."""
         if output.id not in self._index_of:
             return
-        self._outputs.append(replace(output, id=self._index_of[output.id]))
+        self._outputs.append((self._index_of[output.id], output))
         if output.finish_reason is not None:
             del self._index_of[output.id]
 

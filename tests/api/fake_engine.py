@@ -95,7 +95,7 @@ class FakeGeneration:
     def __aiter__(self) -> "FakeGeneration":
         return self
 
-    async def __anext__(self) -> Sequence[SequenceOutput]:
+    async def __anext__(self) -> Sequence[tuple[int, SequenceOutput]]:
         if self._num_steps == self._engine.fails_after:
             raise EngineFailed("the engine died")
         if self._num_steps >= self._engine.holds_after:
@@ -105,7 +105,7 @@ class FakeGeneration:
         for _ in range(self._engine.steps_at_once):
             for index, script in enumerate(self._scripts):
                 if script and index not in self.stopped:
-                    outputs.append(replace(script.pop(0), id=index))
+                    outputs.append((index, script.pop(0)))
         if not outputs:
             raise StopAsyncIteration
         return outputs

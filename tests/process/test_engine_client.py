@@ -55,7 +55,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 
 async def read(generation: Generation) -> list[Sequence[SequenceOutput]]:
-    return [item async for item in generation]
+    return [[replace(output, id=index) for index, output in item] async for item in generation]
 
 
 def test_outputs_reach_their_generation_under_its_own_numbers() -> None:
@@ -225,7 +225,7 @@ def test_stopping_the_last_sequence_ends_the_iteration() -> None:
         bench = Bench().connect()
         generation = bench.open(1)
         bench.step(output(0, 1))
-        assert await anext(generation) == [output(0, 1)]
+        assert await anext(generation) == [(0, output(0, 1))]
         generation.stop(0)
         assert await read(generation) == []
         assert bench.recorder.requests[0].outcome == "stop"
@@ -288,7 +288,7 @@ def test_when_the_engine_dies_a_reader_gets_what_had_arrived_and_then_the_failur
         bench.step(output(0, 1), output(1, 1, finish="stop"), output(2, 5, finish="length"))
         bench.client.disconnect("it died")
         assert not bench.client.is_ready()
-        assert await anext(open_one) == [output(0, 1), output(1, 1, finish="stop")]
+        assert await anext(open_one) == [(0, output(0, 1)), (1, output(1, 1, finish="stop"))]
         for _ in range(2):
             with pytest.raises(EngineFailed, match="it died"):
                 await anext(open_one)

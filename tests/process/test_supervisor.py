@@ -71,8 +71,8 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 async def tokens_of(generation: Generation) -> list[list[int]]:
     tokens: list[list[int]] = [[] for _ in generation.sequences]
     async for item in generation:
-        for output in item:
-            tokens[output.id].extend(output.tokens)
+        for index, output in item:
+            tokens[index].extend(output.tokens)
     generation.close()
     return tokens
 
