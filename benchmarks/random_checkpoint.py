@@ -1,6 +1,8 @@
 """Write a checkpoint of a well-known size with random weights: speed does not depend on what the weights say.
 
-python benchmarks/random_checkpoint.py gpt2-124m /tmp/gpt2-124m
+    python -m benchmarks.random_checkpoint gpt2-124m /tmp/gpt2-124m
+
+Every size is in a layout that transformers, vLLM, llama.cpp and OpenVINO open.
 """
 
 import random
@@ -30,18 +32,42 @@ GPT2_124M = ModelConfig(
     attention_bias=True,
     feed_forward_bias=True,
 )
+GPT_10M = replace(
+    GPT2_124M,
+    vocab_size=4_096,
+    hidden_size=384,
+    num_layers=6,
+    num_heads=6,
+    num_kv_heads=6,
+    intermediate_size=1_536,
+)
+# The Llama layout (RMSNorm, rotary positions, SwiGLU, no biases) with four KV heads for twelve heads.
+LLAMA_107M = ModelConfig(
+    vocab_size=32_000,
+    hidden_size=768,
+    num_layers=12,
+    num_heads=12,
+    num_kv_heads=4,
+    head_dim=64,
+    intermediate_size=2_304,
+    context_length=1_024,
+)
+# The Mixtral layout: eight experts, of which two see each token.
+MOE_147M = replace(
+    LLAMA_107M,
+    vocab_size=10_240,
+    hidden_size=512,
+    num_layers=8,
+    num_heads=8,
+    intermediate_size=1_376,
+    num_experts=8,
+    num_experts_per_token=2,
+)
 SIZES = {
     "gpt2-124m": GPT2_124M,
-    "gpt-10m": replace(
-        GPT2_124M,
-        vocab_size=4_096,
-        hidden_size=384,
-        num_layers=6,
-        num_heads=6,
-        num_kv_heads=6,
-        intermediate_size=1_536,
-        context_length=512,
-    ),
+    "gpt-10m": GPT_10M,
+    "llama-107m": LLAMA_107M,
+    "moe-147m": MOE_147M,
 }
 
 
