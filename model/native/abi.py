@@ -18,7 +18,14 @@ class NormWeights(Structure):
 
 
 class ProductWeights(Structure):
-    _fields_ = (("packed", c_void_p), ("bias", c_void_p), ("columns", c_int64), ("inputs", c_int64))
+    _fields_ = (
+        ("packed", c_void_p),
+        ("bias", c_void_p),
+        ("scales", c_void_p),
+        ("code_sums", c_void_p),
+        ("columns", c_int64),
+        ("inputs", c_int64),
+    )
 
 
 class LayerWeights(Structure):

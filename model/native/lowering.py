@@ -1,7 +1,7 @@
 """Lower a loaded model to packed weights by walking its modules: they are the only description of the architecture."""
 
 import ctypes
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -25,9 +25,12 @@ from model.native.abi import (
 from model.paged import BLOCK_SIZE
 from model.positions import alibi_slopes
 
+Quantize = Literal["none", "int8"]
+
 # Which row of a weight each packed column takes, -1 for padding.
 ColumnRows = NDArray[np.int64]
 MAX_HEAD_DIM = 1_024  # csrc/cache.h
+MAX_INT8_INPUTS = (2**31 - 1) // (255 * 127)  # their sums must fit an int32
 
 Item = TypeVar("Item", bound=ctypes.Structure)
 
@@ -70,7 +73,7 @@ class Lowering:
     Of the model itself only the embeddings are kept. Raises UnsupportedError and MemoryError.
     """
 
-    def __init__(self, model: GPT, library: ctypes.CDLL) -> None:
+    def __init__(self, model: GPT, library: ctypes.CDLL, quantize: Quantize = "none") -> None:
         self.library = library
         self.config = model.config
         self._kept: list[object] = []
@@ -84,6 +87,7 @@ class Lowering:
                 f"head_dim is {model.config.head_dim}; the native back end takes at most {MAX_HEAD_DIM}"
             )
         self._dtype = weight.dtype
+        self._quantize = quantize
         self._arena = Arena(library)
         self.weights = self._model(model)
 
@@ -128,7 +132,8 @@ class Lowering:
         assert isinstance(attention, SelfAttention)
         up_rows = self._up_rows(self.config.intermediate_size)
         if isinstance(feed_forward, MixtureOfExperts):
-            router, chosen = self._linear(feed_forward.router), feed_forward.num_experts_per_token
+            # A router's products are small, and its choice between near equals is what quantisation would harm most.
+            router, chosen = self._plain(feed_forward.router.weight, feed_forward.router.bias), feed_forward.num_experts_per_token
             up_bias, down_bias = feed_forward.up_bias, feed_forward.down_bias
             experts = range(feed_forward.up.shape[0])
             ups = [self._product(feed_forward.up[e], None if up_bias is None else up_bias[e], up_rows) for e in experts]
@@ -177,6 +182,19 @@ class Lowering:
         return self._product(linear.weight, linear.bias)
 
     def _product(self, weight: Tensor, bias: Tensor | None, rows: ColumnRows | None = None) -> ProductWeights:
+        """A weight [out, in], quantised if that was asked for; `rows` says which of its rows each column is."""
+        rows = _plain_rows(weight.shape[0]) if rows is None else rows
+        if self._quantize == "none":
+            return self._plain(weight, bias, rows)
+        if weight.shape[1] > MAX_INT8_INPUTS:
+            raise UnsupportedError(f"a product sums {weight.shape[1]} inputs; int8 takes at most {MAX_INT8_INPUTS}")
+        codes, scales = quantise_rows(weight.detach())
+        product = self._plain(codes, bias, rows)
+        product.scales = self._floats(_columns(scales, rows))
+        product.code_sums = self._keep(_columns(codes.sum(1, dtype=torch.int32), rows))
+        return product
+
+    def _plain(self, weight: Tensor, bias: Tensor | None, rows: ColumnRows | None = None) -> ProductWeights:
         """A weight [out, in] in panels; `rows` says which of its rows each column is, by default in their order."""
         rows = _plain_rows(weight.shape[0]) if rows is None else rows
         size, chunk = weight.element_size(), CHUNK_BYTES // weight.element_size()
@@ -184,9 +202,7 @@ class Lowering:
         source = weight.detach().contiguous()
         packed = self._arena.take(len(rows) * inputs * size)
         self.library.minigpt_pack(source.data_ptr(), weight.shape[1], rows.ctypes.data, len(rows), inputs, size, packed)
-        wide = None
-        if bias is not None:
-            wide = torch.where(torch.from_numpy(rows >= 0), bias.detach().float()[torch.from_numpy(rows.clip(0))], 0.0)
+        wide = None if bias is None else _columns(bias.detach().float(), rows)
         return ProductWeights(packed=packed, bias=self._floats(wide), columns=len(rows), inputs=inputs)
 
     def _floats(self, tensor: Tensor | None) -> int | None:
@@ -201,6 +217,22 @@ class Lowering:
         array = (kind * len(items))(*items)
         self._kept.append(array)
         return array
+
+
+def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight [out, in] as int8 codes and a scale [out] each: the largest of a row is 127, and nothing is -128.
+
+    Exact where codes and scales say the same as the weight. (Dettmers et al. 2022, vector-wise quantisation.)
+    """
+    wide = weight.float()
+    scales = wide.abs().amax(1) / 127.0
+    codes = (wide / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round_()
+    return codes.to(torch.int8), scales
+
+
+def _columns(values: Tensor, rows: ColumnRows) -> Tensor:
+    """The values of each column's row, 0 where it has none."""
+    return torch.where(torch.from_numpy(rows >= 0), values[torch.from_numpy(rows.clip(0))], 0)
 
 
 def _plain_rows(count: int) -> ColumnRows:

@@ -15,11 +15,14 @@ struct NormWeights {
     double epsilon;
 };
 
-// y = x W^T + b. `packed` is [columns / 64][inputs / pair][64][pair] (see pack.h), bias float32 [columns] or null.
-// `columns` counts padding: whole panels of 64; of a gated product, panels of 32 gates and their 32 ups.
+// y = x W^T + b. `packed` is [columns / 64][inputs / pair][64][pair] (see minigpt_pack), bias float32 [columns] or null.
+// `columns` counts padding: whole panels of 64; of a gated product, panels of 32 gates and their 32 ups. With `scales`
+// [columns] the weights are int8, in fours: weight = scale * code; `code_sums` [columns] are the sums of the codes.
 struct ProductWeights {
     const void* packed;
     const float* bias;
+    const float* scales;       // null: weights in element type
+    const int32_t* code_sums;
     int64_t columns;
     int64_t inputs;
 };

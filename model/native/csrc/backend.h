@@ -26,6 +26,12 @@ struct CachePages {
     int64_t part_bytes;
 };
 
+// What the codes of a row stand for: value = scale * (code - zero). Not a number for a row that is not finite.
+struct CodeScale {
+    float scale;
+    int32_t zero;
+};
+
 // Buffers for a step of up to `capacity` rows. Leading dimensions are whole panels; columns past the used ones stay 0.
 struct Workspace {
     float* x;              // residual stream [rows, hidden]
@@ -34,6 +40,8 @@ struct Workspace {
     char* query;           // [rows, heads, padded_head_dim]
     char* attended;        // [rows, heads * head_dim]
     char* inner;           // activations [assignments, inner_size]
+    uint8_t* codes;        // of the rows that the next int8 product reads, with their stride
+    CodeScale* code_scales;  // [assignments]
     float* router_logits;  // [rows, router columns]
     float* expert_out;     // [assignments, hidden]
     float* gates;          // [rows, experts_per_token]

@@ -56,9 +56,10 @@ void expert_product(const StepContext& c, const Team& team, const LayerWeights& 
                              mine.end - before < units ? mine.end - before : units};
             before += units;
             if (part.begin >= part.end) continue;
-            const InputRows<E> in{gather ? input : input + first[e] * stride, stride,
-                                  gather ? c.space.members + first[e] : nullptr, count};
-            product_units(part, weights[e], in, [&](int64_t row, int64_t column, const float* sums) {
+            const int64_t begin = gather ? 0 : first[e];
+            const InputRows<E> in{input + begin * stride, stride, gather ? c.space.members + first[e] : nullptr, count,
+                                  c.space.codes + begin * stride, c.space.code_scales + begin};
+            typed_units(part, weights[e], in, [&](int64_t row, int64_t column, const float* sums) {
                 emit(weights[e], first[e] + row, column, sums);
             });
         }
@@ -90,6 +91,8 @@ void experts(const StepContext& c, const Team& team, const LayerWeights& layer, 
                    [&](const ProductWeights& weights, int64_t place, int64_t column, const float* sums) {
                        emit_inner(m.activation, weights, column, sums, inner + place * m.inner_size);
                    });
+    const InputRows<E> assignments = rows_of<E>(c, inner, m.inner_size, c.space.expert_first[layer.num_experts]);
+    quantise_all(c, team, *layer.down, assignments);
     expert_product(c, team, layer, layer.down, inner, m.inner_size, false,
                    [&](const ProductWeights& weights, int64_t place, int64_t column, const float* sums) {
                        emit_store(weights, column, sums, c.space.expert_out + place * hidden, hidden);

@@ -27,6 +27,7 @@ struct Forward {
 
     E* normed(int64_t row) const { return reinterpret_cast<E*>(c.space.normed) + row * hidden; }
     float* x(int64_t row) const { return c.space.x + row * hidden; }
+    InputRows<E> rows(const E* input, int64_t stride, int64_t count) const { return rows_of<E>(c, input, stride, count); }
 
     template <class Function>
     void each(int64_t count, const Function& function) const {
@@ -43,9 +44,13 @@ struct Forward {
         if (m.position_table) add_row(x(row), m.position_table + position * size, size);
     }
 
-    // The input of a sublayer or of the unembedding to `out`. With post-norm the residual stream itself is normed, by
+    // The input of a sublayer, as its first product reads it. With post-norm the residual stream itself is normed, by
     // the norm of the sublayer before (none before the first).
-    void prepare(int64_t row, const NormWeights* norm, E* out) const {
+    void prepare(int64_t row, const NormWeights* norm, const ProductWeights& consumer) const {
+        normalise(row, norm, normed(row));
+        quantise(c, consumer, rows(normed(0), hidden, c.work->num_rows), row);
+    }
+    void normalise(int64_t row, const NormWeights* norm, E* out) const {
         if (!norm) return copy_row(out, x(row), m.hidden_size);
         if (m.pre_norm) return norm_row(out, x(row), *norm);
         norm_row(x(row), x(row), *norm);
@@ -59,8 +64,9 @@ struct Forward {
         each(in.count, [&](int64_t row) { store_row<E>(c, index, row); });
         attention<E>(c, team, index);
         const auto* attended = reinterpret_cast<const E*>(c.space.attended);
-        const InputRows<E> rows{attended, round_up(m.num_heads * m.head_dim, kPanel), nullptr, in.count};
-        product(team, layer.out, rows, [&](int64_t row, int64_t column, const float* sums) {
+        const InputRows<E> heads = rows(attended, round_up(m.num_heads * m.head_dim, kPanel), in.count);
+        quantise_all(c, team, layer.out, heads);
+        product(team, layer.out, heads, [&](int64_t row, int64_t column, const float* sums) {
             emit_residual(layer.out, column, sums, x(row));
         });
     }
@@ -71,8 +77,9 @@ struct Forward {
         product(team, *layer.up, in, [&](int64_t row, int64_t column, const float* sums) {
             emit_inner(m.activation, *layer.up, column, sums, inner + row * m.inner_size);
         });
-        const InputRows<E> rows{inner, m.inner_size, nullptr, in.count};
-        product(team, *layer.down, rows, [&](int64_t row, int64_t column, const float* sums) {
+        const InputRows<E> activations = rows(inner, m.inner_size, in.count);
+        quantise_all(c, team, *layer.down, activations);
+        product(team, *layer.down, activations, [&](int64_t row, int64_t column, const float* sums) {
             emit_residual(*layer.down, column, sums, x(row));
         });
     }
@@ -81,25 +88,28 @@ struct Forward {
         const StepWork& work = *c.work;
         each(work.num_rows, [&](int64_t row) { work.is_finite[row] = is_finite_row(x(row), m.hidden_size); });
         // Not in place, even with post-norm: a row may be wanted twice.
-        each(work.num_wanted, [&](int64_t i) { norm_row(normed(i), x(work.wanted[i]), *norm); });
-        const InputRows<E> rows{normed(0), hidden, nullptr, work.num_wanted};
-        product(team, m.unembedding, rows, [&](int64_t row, int64_t column, const float* sums) {
+        const InputRows<E> in = rows(normed(0), hidden, work.num_wanted);
+        each(work.num_wanted, [&](int64_t i) {
+            norm_row(normed(i), x(work.wanted[i]), *norm);
+            quantise(c, m.unembedding, in, i);
+        });
+        product(team, m.unembedding, in, [&](int64_t row, int64_t column, const float* sums) {
             emit_store(m.unembedding, column, sums, work.logits + row * m.vocab_size, m.vocab_size);
         });
     }
 
     void run() const {
-        const int64_t rows = c.work->num_rows;
-        const InputRows<E> in{normed(0), hidden, nullptr, rows};
+        const int64_t count = c.work->num_rows;
+        const InputRows<E> in = rows(normed(0), hidden, count);
         const NormWeights* last = nullptr;  // of the sublayer before, with post-norm
-        each(rows, [&](int64_t row) { embed(row); });
+        each(count, [&](int64_t row) { embed(row); });
         for (int64_t index = 0; index < m.num_layers; ++index) {
             const LayerWeights& layer = m.layers[index];
             const NormWeights* first = m.pre_norm ? &layer.attention_norm : last;
             const NormWeights* second = m.pre_norm ? &layer.feed_forward_norm : &layer.attention_norm;
-            each(rows, [&](int64_t row) { prepare(row, first, normed(row)); });
+            each(count, [&](int64_t row) { prepare(row, first, layer.qkv); });
             attend(layer, index, in);
-            each(rows, [&](int64_t row) { prepare(row, second, normed(row)); });
+            each(count, [&](int64_t row) { prepare(row, second, *layer.up); });
             feed_forward(layer, in);
             last = &layer.feed_forward_norm;
         }

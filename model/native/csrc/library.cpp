@@ -27,7 +27,8 @@ const Backend* choose_backend(const std::string& name) {
 #if defined(__x86_64__)
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16");
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16") &&
+                        __builtin_cpu_supports("avx512vnni");
     if (avx512 && (name.empty() || name == "avx512")) return backend_avx512();
     if (avx2 && (name.empty() || name == "avx2")) return backend_avx2();
 #endif

@@ -7,10 +7,22 @@ namespace ISA {
 template <class E>
 constexpr int64_t kPair = 4 / static_cast<int64_t>(sizeof(E));  // inputs that one dot takes at a time
 
+// Sums of codes are whole numbers: exact in any order.
+template <class E>
+struct SumOf {
+    using Type = F16;
+};
+template <>
+struct SumOf<uint8_t> {
+    using Type = I16;
+};
+template <class E>
+using Sum = typename SumOf<E>::Type;
+
 // sum[r][v] += rows[r] . columns[v] for one dot; the rows' inputs and the columns' weights of that dot.
 template <int R, int V, class E>
 [[gnu::always_inline]] inline void accumulate_dot(
-    F16 (&sum)[R][V], const E* const (&rows)[R], int64_t input, const E* const (&columns)[V], int64_t weight) {
+    Sum<E> (&sum)[R][V], const E* const (&rows)[R], int64_t input, const E* const (&columns)[V], int64_t weight) {
     Packed w[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) w[v] = load_packed(columns[v] + weight);
@@ -22,12 +34,29 @@ template <int R, int V, class E>
     }
 }
 
-template <int R, int V>
-[[gnu::always_inline]] inline void clear(F16 (&sum)[R][V]) {
+inline void set_zero(F16& sum) { sum = zero(); }
+inline void set_zero(I16& sum) { sum = fill_ints(0); }
+
+template <int R, int V, class S>
+[[gnu::always_inline]] inline void clear(S (&sum)[R][V]) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) sum[r][v] = zero();
+        for (int v = 0; v < V; ++v) set_zero(sum[r][v]);
+}
+
+inline void store_sum(float* out, F16 sum) { store(out, sum); }
+inline void store_sum(float* out, I16 sum) { store_ints(out, sum); }
+
+// A row's panel of integer sums, in place, to what they stand for. Not in the tile itself: gcc 12 would keep its sums
+// in memory then.
+inline void scale_sums(const ProductWeights& weights, int64_t column, const CodeScale& row, float* sums) {
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kPanel; i += 16) {
+        const I16 dots =
+            sub_product(load_ints(sums + i), load_ints(weights.code_sums + column + i), fill_ints(row.zero));
+        store(sums + i, mul(to_float(dots), mul(load(weights.scales + column + i), fill(row.scale))));
+    }
 }
 
 // Memory to fetch while a tile computes, so that neither waits for the other: `lines` cache lines per kChunk dots.
@@ -44,7 +73,7 @@ void tile_product(const E* const* inputs, const E* panel, int64_t steps, Ahead a
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) rows[r] = inputs[r];
     for (int64_t column = 0; column < kPanel; column += 16 * kTileVectors) {
-        F16 sum[R][kTileVectors];
+        Sum<E> sum[R][kTileVectors];
         clear(sum);
         const E* weights = panel + column * kPair<E>;
         const char* fetch = ahead.from;
@@ -60,7 +89,7 @@ void tile_product(const E* const* inputs, const E* panel, int64_t steps, Ahead a
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-            for (int v = 0; v < kTileVectors; ++v) store(out + r * kPanel + column + 16 * v, sum[r][v]);
+            for (int v = 0; v < kTileVectors; ++v) store_sum(out + r * kPanel + column + 16 * v, sum[r][v]);
     }
 }
 
@@ -70,14 +99,41 @@ inline void tile_of_height(int64_t height, const E* const* rows, const E* panel,
     if constexpr (R > 1) tile_of_height<R - 1, E>(height, rows, panel, steps, ahead, out);
 }
 
-// The rows a product reads: row r is input + index[r] * stride, or input + r * stride without an index.
+// The rows a product reads: row r is input + index[r] * stride, or input + r * stride without an index. A product of
+// int8 weights reads their codes instead, which have the same stride and scales beside them.
 template <class E>
 struct InputRows {
     const E* input;
     int64_t stride;
     const int32_t* index;
     int64_t count;
+    const uint8_t* codes;
+    const CodeScale* scales;
+
+    int64_t at(int64_t r) const { return index ? index[r] : r; }
 };
+
+// Rows of the workspace, and their codes.
+template <class E>
+inline InputRows<E> rows_of(const StepContext& c, const E* input, int64_t stride, int64_t count) {
+    return {input, stride, nullptr, count, c.space.codes, c.space.code_scales};
+}
+
+// Writes a row's codes if `consumer` reads codes.
+template <class E>
+inline void quantise(const StepContext& c, const ProductWeights& consumer, const InputRows<E>& in, int64_t row) {
+    if (!consumer.scales) return;
+    c.space.code_scales[row] = quantise_row(c.space.codes + row * in.stride, in.input + row * in.stride, in.stride);
+}
+
+// Of all rows, as a stage.
+template <class E>
+void quantise_all(const StepContext& c, const Team& team, const ProductWeights& consumer, const InputRows<E>& in) {
+    if (!consumer.scales) return;
+    team.share(in.count, [&](Range mine, int64_t) {
+        for (int64_t row = mine.begin; row < mine.end; ++row) quantise(c, consumer, in, row);
+    });
+}
 
 inline int64_t num_tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 inline int64_t num_units(const ProductWeights& weights, int64_t rows) {
@@ -99,17 +155,29 @@ void product_units(Range range, const ProductWeights& weights, const InputRows<E
         const int64_t panel = unit / tiles, tile = unit % tiles;
         const int64_t first = in.count * tile / tiles, last = in.count * (tile + 1) / tiles;
         const E* rows[kTileRows];
-        for (int64_t r = first; r < last; ++r) rows[r - first] = in.input + (in.index ? in.index[r] : r) * in.stride;
+        for (int64_t r = first; r < last; ++r) rows[r - first] = in.input + in.at(r) * in.stride;
         const E* packed = static_cast<const E*>(weights.packed) + panel * panel_size;
         const char* next = reinterpret_cast<const char*>(packed) + panel_bytes + tile * part;
         tile_of_height<kTileRows, E>(last - first, rows, packed, steps, {next, lines}, sums);
-        for (int64_t r = first; r < last; ++r) emit(r, panel * kPanel, sums + (r - first) * kPanel);
+        for (int64_t r = first; r < last; ++r) {
+            float* mine = sums + (r - first) * kPanel;
+            if constexpr (sizeof(E) == 1) scale_sums(weights, panel * kPanel, in.scales[in.at(r)], mine);
+            emit(r, panel * kPanel, mine);
+        }
     }
+}
+
+// The same in the weights' own type.
+template <class E, class Emit>
+void typed_units(Range range, const ProductWeights& weights, const InputRows<E>& in, const Emit& emit) {
+    if (!weights.scales) return product_units(range, weights, in, emit);
+    const InputRows<uint8_t> codes{in.codes, in.stride, in.index, in.count, in.codes, in.scales};
+    product_units(range, weights, codes, emit);
 }
 
 template <class E, class Emit>
 void product(const Team& team, const ProductWeights& weights, const InputRows<E>& in, const Emit& emit) {
-    team.share(num_units(weights, in.count), [&](Range mine, int64_t) { product_units(mine, weights, in, emit); });
+    team.share(num_units(weights, in.count), [&](Range mine, int64_t) { typed_units(mine, weights, in, emit); });
 }
 
 // What becomes of a row's panel of sums:

@@ -3,6 +3,8 @@
 
 namespace ISA {
 
+constexpr float kLeastRange = 1e-30f;  // of a row whose codes say more than 0: below it 255 / range could overflow
+
 template <class Out>
 inline void copy_row(Out* out, const float* x, int64_t size) {
     int64_t i = 0;
@@ -49,6 +51,30 @@ inline void norm_row(Out* out, const float* x, const NormWeights& norm) {
         const F16 bias = norm.bias ? load_part(norm.bias + i, n) : zero();
         store16_part(out + i, fma(centred, load_part(norm.weight + i, n), bias), n);
     }
+}
+
+// Integer codes 0..255 of a row, from its own least to its own greatest number, 0 among them and exact. `size` is a
+// multiple of 16. What is not finite makes the scale not a number, as codes cannot say it.
+template <class E>
+inline CodeScale quantise_row(uint8_t* codes, const E* x, int64_t size) {
+    F16 least = zero(), greatest = zero(), finite = zero();
+    for (int64_t i = 0; i < size; i += 16) {
+        const F16 value = load16(x + i);
+        least = min(least, value);
+        greatest = max(greatest, value);
+        finite = fma(value, zero(), finite);
+    }
+    const float low = -max_lanes(sub(zero(), least)), range = max_lanes(greatest) - low;
+    const float inverse = range > kLeastRange ? 255.0f / range : 0.0f;
+    const F16 offset = round_even(fill(-low * inverse));
+    for (int64_t i = 0; i < size; i += 16) {
+        const F16 code = add(round_even(mul(load16(x + i), fill(inverse))), offset);
+        store16(codes + i, min(max(code, zero()), fill(255.0f)));
+    }
+    float lane[16];
+    store(lane, offset);
+    const float poison = sum_lanes(finite);
+    return {poison == poison ? range / 255.0f : poison, static_cast<int32_t>(poison == poison ? lane[0] : 0.0f)};
 }
 
 // Turns the pairs (i, i + head_dim / 2) by the row of the rotary table [2, head_dim / 2].

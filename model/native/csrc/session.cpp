@@ -105,6 +105,9 @@ void Session::lay_out(const StepWork& work) {
     take(space_.query, rows * model_.num_heads * cache_.padded_head_dim * size);
     take(space_.attended, rows * round_up(model_.num_heads * model_.head_dim, kPanel) * size);
     take(space_.inner, assignments * model_.inner_size * size);
+    const int64_t widest = std::max(hidden, round_up(model_.num_heads * model_.head_dim, kPanel));
+    take(space_.codes, std::max(rows * widest, assignments * model_.inner_size));
+    take(space_.code_scales, assignments * static_cast<int64_t>(sizeof(CodeScale)));
     take(space_.router_logits, rows * router_columns * 4);
     take(space_.expert_out, experts ? assignments * hidden * 4 : 0);
     take(space_.gates, assignments * 4);

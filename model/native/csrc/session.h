@@ -41,6 +41,6 @@ class Session {
     CachePages cache_{};
     Workspace space_{};
     Buffer pages_;
-    Buffer buffers_[15];
+    Buffer buffers_[17];
     std::vector<AttentionUnit> units_;
 };

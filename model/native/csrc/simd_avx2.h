@@ -16,6 +16,9 @@ struct F16 {
 struct Packed {
     __m256i low, high;
 };
+struct I16 {
+    __m256i low, high;
+};
 using Lane = __m256i;
 
 inline F16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
@@ -86,6 +89,28 @@ inline void store16_part(uint16_t* p, F16 x, int64_t n) {
     __builtin_memcpy(p, all, static_cast<size_t>(n) * sizeof(uint16_t));
 }
 
+inline I16 load_ints(const void* p) {
+    const auto* halves = static_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
+}
+inline void store_ints(void* p, I16 x) {
+    auto* halves = static_cast<__m256i*>(p);
+    _mm256_storeu_si256(halves, x.low);
+    _mm256_storeu_si256(halves + 1, x.high);
+}
+inline I16 fill_ints(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+inline I16 sub_product(I16 a, I16 b, I16 c) {
+    return {_mm256_sub_epi32(a.low, _mm256_mullo_epi32(b.low, c.low)),
+            _mm256_sub_epi32(a.high, _mm256_mullo_epi32(b.high, c.high))};
+}
+inline F16 to_float(I16 x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
+inline void store16(uint8_t* p, F16 x) {
+    const __m256i mixed = _mm256_packus_epi32(_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high));
+    const __m256i words = _mm256_permute4x64_epi64(mixed, 0xd8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+
 inline Packed load_packed(const void* p) {
     const auto* halves = static_cast<const __m256i*>(p);
     return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
@@ -108,6 +133,21 @@ inline __m256 odd(__m256i pairs) {
 inline F16 dot(F16 sum, Packed w, Lane x, const uint16_t*) {
     return {_mm256_fmadd_ps(odd(w.low), odd(x), _mm256_fmadd_ps(even(w.low), even(x), sum.low)),
             _mm256_fmadd_ps(odd(w.high), odd(x), _mm256_fmadd_ps(even(w.high), even(x), sum.high))};
+}
+inline Lane broadcast(const uint8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+// In 16 bits first: vpmaddubsw would saturate.
+inline __m256i dot_half(__m256i sum, __m256i w, __m256i x) {
+    const __m256i even_w = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), odd_w = _mm256_srai_epi16(w, 8);
+    const __m256i even_x = _mm256_and_si256(x, _mm256_set1_epi16(0xff)), odd_x = _mm256_srli_epi16(x, 8);
+    return _mm256_add_epi32(
+        sum, _mm256_add_epi32(_mm256_madd_epi16(even_w, even_x), _mm256_madd_epi16(odd_w, odd_x)));
+}
+inline I16 dot(I16 sum, Packed w, Lane x, const uint8_t*) {
+    return {dot_half(sum.low, w.low, x), dot_half(sum.high, w.high, x)};
 }
 
 }  // namespace ISA

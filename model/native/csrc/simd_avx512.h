@@ -1,4 +1,4 @@
-// Sixteen float32 lanes and pairwise bf16 dots with AVX-512 (F, BW, VL, BF16).
+// Sixteen float32 lanes and pairwise bf16 dots with AVX-512 (F, BW, VL, BF16), and bytes by fours (VNNI).
 #pragma once
 #include <immintrin.h>
 
@@ -10,8 +10,9 @@ constexpr int kTileRows = 6;     // rows of accumulators a product tile holds in
 constexpr int kTileVectors = 4;  // ... times vectors of 16 columns
 
 using F16 = __m512;
-using Packed = __m512i;  // what a dot takes from the weights: 16 floats or 16 pairs of bf16
-using Lane = __m512i;    // one row's element or pair in every lane
+using I16 = __m512i;     // sixteen int32 lanes
+using Packed = __m512i;  // what a dot takes from the weights: 16 floats, 16 pairs of bf16 or 16 fours of int8
+using Lane = __m512i;    // one row's element, pair or four in every lane
 
 inline F16 zero() { return _mm512_setzero_ps(); }
 inline F16 fill(float x) { return _mm512_set1_ps(x); }
@@ -54,6 +55,17 @@ inline void store16_part(float* p, F16 x, int64_t n) { store_part(p, x, n); }
 inline void store16_part(uint16_t* p, F16 x, int64_t n) { _mm256_mask_storeu_epi16(p, first_lanes(n), to_bfloat16(x)); }
 
 inline Packed load_packed(const void* p) { return _mm512_loadu_si512(p); }
+inline I16 load_ints(const void* p) { return _mm512_loadu_si512(p); }
+inline void store_ints(void* p, I16 x) { _mm512_storeu_si512(p, x); }
+inline I16 fill_ints(int32_t x) { return _mm512_set1_epi32(x); }
+// a - b * c
+inline I16 sub_product(I16 a, I16 b, I16 c) { return _mm512_sub_epi32(a, _mm512_mullo_epi32(b, c)); }
+inline F16 to_float(I16 x) { return _mm512_cvtepi32_ps(x); }
+// Whole numbers in 0..255.
+inline void store16(uint8_t* p, F16 x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+}
+
 inline Lane broadcast(const float* p) { return _mm512_castps_si512(_mm512_set1_ps(*p)); }
 inline Lane broadcast(const uint16_t* p) {
     int32_t pair;
@@ -66,5 +78,11 @@ inline F16 dot(F16 sum, Packed w, Lane x, const float*) {
 inline F16 dot(F16 sum, Packed w, Lane x, const uint16_t*) {
     return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x);
 }
+inline Lane broadcast(const uint8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+inline I16 dot(I16 sum, Packed w, Lane x, const uint8_t*) { return _mm512_dpbusd_epi32(sum, x, w); }
 
 }  // namespace ISA

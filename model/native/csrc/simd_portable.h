@@ -14,6 +14,9 @@ struct F16 {
 struct Packed {
     uint32_t lane[16];
 };
+struct I16 {
+    int32_t lane[16];
+};
 using Lane = uint32_t;
 
 template <class Function>
@@ -73,6 +76,26 @@ inline void store16_part(uint16_t* p, F16 x, int64_t n) {
 inline void store16(float* p, F16 x) { store(p, x); }
 inline void store16(uint16_t* p, F16 x) { store16_part(p, x, 16); }
 
+inline I16 load_ints(const void* p) {
+    I16 out;
+    __builtin_memcpy(out.lane, p, sizeof out.lane);
+    return out;
+}
+inline void store_ints(void* p, I16 x) { __builtin_memcpy(p, x.lane, sizeof x.lane); }
+inline I16 fill_ints(int32_t x) {
+    I16 out;
+    for (int i = 0; i < 16; ++i) out.lane[i] = x;
+    return out;
+}
+inline I16 sub_product(I16 a, I16 b, I16 c) {
+    for (int i = 0; i < 16; ++i) a.lane[i] -= b.lane[i] * c.lane[i];
+    return a;
+}
+inline F16 to_float(I16 x) { return each_lane([&](int i) { return static_cast<float>(x.lane[i]); }); }
+inline void store16(uint8_t* p, F16 x) {
+    for (int i = 0; i < 16; ++i) p[i] = static_cast<uint8_t>(x.lane[i]);
+}
+
 inline Packed load_packed(const void* p) {
     Packed out;
     __builtin_memcpy(out.lane, p, sizeof out.lane);
@@ -91,6 +114,20 @@ inline float even(uint32_t pair) { return from_bits(pair << 16); }
 inline float odd(uint32_t pair) { return from_bits(pair & 0xffff0000u); }
 inline F16 dot(F16 sum, Packed w, Lane x, const uint16_t*) {
     return each_lane([&](int i) { return sum.lane[i] + even(w.lane[i]) * even(x) + odd(w.lane[i]) * odd(x); });
+}
+inline Lane broadcast(const uint8_t* p) {
+    uint32_t four;
+    __builtin_memcpy(&four, p, sizeof four);
+    return four;
+}
+inline I16 dot(I16 sum, Packed w, Lane x, const uint8_t*) {
+    int8_t codes[64];
+    uint8_t inputs[4];
+    __builtin_memcpy(codes, w.lane, sizeof codes);
+    __builtin_memcpy(inputs, &x, sizeof inputs);
+    for (int i = 0; i < 16; ++i)
+        for (int part = 0; part < 4; ++part) sum.lane[i] += codes[4 * i + part] * inputs[part];
+    return sum;
 }
 
 }  // namespace ISA
