@@ -48,7 +48,7 @@ struct Workspace {
     int32_t* places;       // [rows, experts_per_token] assignment of each choice
     int32_t* members;      // [assignments] row, grouped by expert
     int32_t* chosen;       // [rows, experts_per_token] expert
-    int64_t* expert_first; // [num_experts + 1] first assignment of each expert
+    int64_t* expert_first; // [num_experts + 2] first assignment of each expert; the last while counting
     float* scores;         // [threads, tile rows, max_keys]
     char* weights;         // [threads, tile rows, max_keys] in element type
     int64_t max_keys;

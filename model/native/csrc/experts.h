@@ -22,23 +22,19 @@ inline void choose_experts(const float* logits, const LayerWeights& layer, int32
     for (int64_t rank = 0; rank < layer.experts_per_token; ++rank) gates[rank] /= total;
 }
 
-// Groups the assignments by expert, rows in order. Not shared out: a few thousand integers at most.
+// Groups the assignments by expert, rows in order: a counting sort. Not shared out: a few thousand integers at most.
 inline void group_by_expert(const StepContext& c, const LayerWeights& layer) {
     const Workspace& space = c.space;
-    const int64_t choices = layer.experts_per_token, rows = c.work->num_rows, columns = layer.router.columns;
-    for (int64_t e = 0; e <= layer.num_experts; ++e) space.expert_first[e] = 0;
-    for (int64_t row = 0; row < rows; ++row) {
-        choose_experts(space.router_logits + row * columns, layer, space.chosen + row * choices, space.gates + row * choices);
-        for (int64_t i = 0; i < choices; ++i) ++space.expert_first[space.chosen[row * choices + i] + 1];
+    const int64_t choices = layer.experts_per_token, assignments = c.work->num_rows * choices;
+    int64_t* first = space.expert_first;  // while counting, shifted by one: first[e + 1] is where expert e goes on
+    for (int64_t e = 0; e <= layer.num_experts + 1; ++e) first[e] = 0;
+    for (int64_t i = 0; i < assignments; ++i) ++first[space.chosen[i] + 2];
+    for (int64_t e = 0; e < layer.num_experts; ++e) first[e + 2] += first[e + 1];
+    for (int64_t i = 0; i < assignments; ++i) {
+        const int64_t place = first[space.chosen[i] + 1]++;
+        space.members[place] = static_cast<int32_t>(i / choices);
+        space.places[i] = static_cast<int32_t>(place);
     }
-    for (int64_t e = 0; e < layer.num_experts; ++e) space.expert_first[e + 1] += space.expert_first[e];
-    int64_t place = 0;
-    for (int64_t e = 0; e < layer.num_experts; ++e)
-        for (int64_t i = 0; i < rows * choices; ++i)
-            if (space.chosen[i] == e) {
-                space.members[place] = static_cast<int32_t>(i / choices);
-                space.places[i] = static_cast<int32_t>(place++);
-            }
 }
 
 // Every expert's product over its own rows. `gather`: inputs are the members' rows, else the assignments' own.
@@ -84,6 +80,12 @@ void experts(const StepContext& c, const Team& team, const LayerWeights& layer, 
     const int64_t hidden = round_up(m.hidden_size, kPanel);
     product(team, layer.router, in, [&](int64_t row, int64_t column, const float* sums) {
         emit_store(layer.router, column, sums, c.space.router_logits + row * layer.router.columns, layer.router.columns);
+    });
+    const int64_t choices = layer.experts_per_token;
+    team.share(in.count, [&](Range mine, int64_t) {
+        for (int64_t row = mine.begin; row < mine.end; ++row)
+            choose_experts(c.space.router_logits + row * layer.router.columns, layer, c.space.chosen + row * choices,
+                           c.space.gates + row * choices);
     });
     group_by_expert(c, layer);
     E* inner = reinterpret_cast<E*>(c.space.inner);

@@ -36,6 +36,18 @@ const Backend* choose_backend(const std::string& name) {
     throw std::runtime_error("instruction set " + name + " is not available on this processor");
 }
 
+// What a packed panel interleaves: a pair of its inputs, whatever their type.
+constexpr int64_t kWord = 4;
+constexpr int64_t kWordsOfLine = 16;
+
+// `count` words of a row into every 64th word from `to` on; zeros behind the `left` bytes that the row still has.
+void pack_words(const char* from, int64_t left, int64_t count, char* to) {
+    char line[kWordsOfLine * kWord] = {};
+    if (left >= static_cast<int64_t>(sizeof line)) std::memcpy(line, from, sizeof line);
+    else if (left > 0) std::memcpy(line, from, static_cast<size_t>(left));
+    for (int64_t i = 0; i < count; ++i) std::memcpy(to + i * kPanel * kWord, line + i * kWord, kWord);
+}
+
 }  // namespace
 
 extern "C" {
@@ -72,19 +84,18 @@ void* minigpt_allocate(int64_t bytes) { return allocate_pages(bytes); }
 void minigpt_free(void* memory, int64_t bytes) { free_pages(memory, bytes); }
 
 // Packs weights [any, inputs] as [columns / 64][padded_inputs / pair][64][pair], where column c is row rows[c] of the
-// source, or zeros where that is -1. Elements are copied as they are.
+// source, or zeros where that is -1. Elements are copied as they are. Threads may pack parts of one product, cut at panels.
 void minigpt_pack(const char* source, int64_t inputs, const int64_t* rows, int64_t columns, int64_t padded_inputs,
                   int64_t element_size, char* packed) {
-    const int64_t pair = 4 / element_size;
-    for (int64_t column = 0; column < columns; ++column) {
-        char* panel = packed + column / kPanel * kPanel * padded_inputs * element_size + column % kPanel * 4;
-        for (int64_t i = 0; i < padded_inputs; ++i) {
-            char* to = panel + i / pair * kPanel * 4 + i % pair * element_size;
-            const bool empty = rows[column] < 0 || i >= inputs;
-            if (empty) std::memset(to, 0, static_cast<size_t>(element_size));
-            else std::memcpy(to, source + (rows[column] * inputs + i) * element_size, static_cast<size_t>(element_size));
-        }
-    }
+    const int64_t row_bytes = inputs * element_size, words = padded_inputs * element_size / kWord;
+    for (int64_t first = 0; first < columns; first += kPanel)
+        for (int64_t word = 0; word < words; word += kWordsOfLine)
+            for (int64_t column = first; column < first + kPanel; ++column) {
+                char* to = packed + (first * words + word * kPanel + column - first) * kWord;
+                const int64_t count = words - word < kWordsOfLine ? words - word : kWordsOfLine;
+                const int64_t left = rows[column] < 0 ? 0 : row_bytes - word * kWord;
+                pack_words(left > 0 ? source + rows[column] * row_bytes + word * kWord : source, left, count, to);
+            }
 }
 
 }  // extern "C"

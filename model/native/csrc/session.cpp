@@ -114,7 +114,7 @@ void Session::lay_out(const StepWork& work) {
     take(space_.places, assignments * 4);
     take(space_.members, assignments * 4);
     take(space_.chosen, assignments * 4);
-    take(space_.expert_first, (experts + 1) * 8);
+    take(space_.expert_first, (experts + 2) * 8);
     take(space_.scores, tile_keys * 4);
     take(space_.weights, tile_keys * size);
 }
