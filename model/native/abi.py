@@ -75,11 +75,14 @@ class StepWork(Structure):
         ("num_spans", c_int64),
         ("num_wanted", c_int64),
         ("tokens", c_void_p),
-        ("positions", c_void_p),
         ("spans", c_void_p),
+        ("blocks", c_void_p),
         ("wanted", c_void_p),
         ("logits", c_void_p),
         ("is_finite", c_void_p),
+        ("chosen", c_void_p),
+        ("gates", c_void_p),
+        ("attention", c_void_p),
     )
 
 

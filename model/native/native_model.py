@@ -1,18 +1,16 @@
 """A lowered model with its pages and its threads: runs a whole step in one call. Knows spans and blocks, no request."""
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from model.native.abi import StepWork
 from model.native.lowering import Lowering
+from model.native.observed import Observed
 from model.paged import Span
-
-_SPAN = np.dtype([(name, np.int64) for name in ("first_row", "length", "start", "num_blocks", "blocks")])
 
 
 class NativeError(RuntimeError):
@@ -29,6 +27,8 @@ class NativeModel:
         self.lowering = lowering
         self._library = lowering.library
         self._session = ctypes.c_void_p()
+        self._work = StepWork()  # the same for every step, as is what it says of rows: to make them anew costs as much
+        self._is_finite = (ctypes.c_char * 0)()
         self._check(
             self._library.minigpt_create(
                 lowering.weights, instruction_set.encode(), num_blocks, num_threads, self._session
@@ -46,45 +46,42 @@ class NativeModel:
         return name.decode()
 
     def run(
-        self, tokens: Sequence[int], spans: Sequence[Span], wanted: Sequence[int]
-    ) -> tuple[Tensor, NDArray[np.bool_]]:
-        """Logits [wanted, vocab] float32 of the step's rows `wanted`, and per row whether it is finite.
+        self,
+        tokens: Sequence[int],
+        spans: Sequence[Span],
+        wanted: Sequence[int],
+        observed: Observed | None = None,
+    ) -> tuple[Tensor, bytes]:
+        """Logits [wanted, vocab] float32 of the step's rows `wanted`, and per row 1 if it is finite, else 0.
 
         `tokens` are the spans' tokens one span after the other. Their keys and values are stored. Raises NativeError
         for tokens, positions and blocks that are not there; nothing has been stored then.
         """
-        lengths = np.fromiter((span.length for span in spans), np.int64, len(spans))
-        starts = np.fromiter((span.start for span in spans), np.int64, len(spans))
-        first_rows = np.cumsum(lengths) - lengths
-        flat = np.asarray(tokens, dtype=np.int32)
-        positions = (np.arange(len(flat)) + np.repeat(starts - first_rows, lengths)).astype(np.int32)
-        table_lengths = [len(span.blocks) for span in spans]
-        blocks = np.fromiter((block for span in spans for block in span.blocks), np.int32, sum(table_lengths))
-        table = np.empty(len(spans), dtype=_SPAN)
-        table["first_row"], table["length"], table["start"] = first_rows, lengths, starts
-        table["num_blocks"] = table_lengths
-        table["blocks"] = blocks.ctypes.data + blocks.itemsize * (np.cumsum(table_lengths) - table_lengths)
-        rows = np.asarray(wanted, dtype=np.int32)
-        logits = torch.empty(len(rows), self.lowering.config.vocab_size)
-        is_finite = np.empty(len(flat), dtype=np.bool_)
-        work = StepWork(
-            num_rows=len(flat),
-            num_spans=len(spans),
-            num_wanted=len(rows),
-            tokens=flat.ctypes.data,
-            positions=positions.ctypes.data,
-            spans=table.ctypes.data,
-            wanted=rows.ctypes.data,
-            logits=logits.data_ptr(),
-            is_finite=is_finite.ctypes.data,
-        )
+        num_rows, num_wanted = len(tokens), len(wanted)
+        # An array takes a list faster than anything of numpy does, and a list takes another whole.
+        tables: list[int] = []
+        placed: list[int] = []
+        for span in spans:
+            blocks = span.blocks
+            tables += blocks
+            placed += (span.start, span.length, len(blocks))
+        inputs = array("i", tokens), array("q", placed), array("i", tables), array("i", wanted)
+        logits = torch.empty(num_wanted, self.lowering.config.vocab_size)
+        if num_rows > len(self._is_finite):
+            self._is_finite = (ctypes.c_char * (2 * num_rows))()
+        work = self._work
+        work.num_rows, work.num_spans, work.num_wanted = num_rows, len(spans), num_wanted
+        work.tokens, work.spans, work.blocks, work.wanted = (values.buffer_info()[0] for values in inputs)
+        work.logits = logits.data_ptr()
+        work.is_finite = ctypes.addressof(self._is_finite)
+        work.chosen, work.gates, work.attention = (None, None, None) if observed is None else observed.addresses
         self._check(self._library.minigpt_step(self._session, work))
-        return logits, is_finite
+        return logits, self._is_finite[:num_rows]
 
     def scrub(self, blocks: Sequence[int]) -> None:
         """Zero the contents of `blocks`."""
-        numbers = np.asarray(blocks, dtype=np.int32)
-        self._library.minigpt_scrub(self._session, numbers.ctypes.data, len(numbers))
+        numbers = array("i", blocks)
+        self._library.minigpt_scrub(self._session, numbers.buffer_info()[0], len(numbers))
 
     def _check(self, status: int) -> None:
         if status:

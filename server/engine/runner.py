@@ -20,7 +20,12 @@ class StepResult:
 
     logits: Tensor  # [wanted rows, vocab] float32
     forward_seconds: float  # in the model itself, without building its inputs
-    is_finite: list[bool]  # per token: whether its hidden state is finite, and so its keys and values are
+    is_finite: Sequence[int]  # per token: 0 unless its hidden state is finite, and so its keys and values are
+
+    @property
+    def all_finite(self) -> bool:
+        """Whether every token's is."""
+        return 0 not in self.is_finite
 
 
 class Runner(Protocol):

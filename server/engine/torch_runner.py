@@ -11,6 +11,7 @@ from model.kernels import padding
 from model.paged import KVCache, Span, plan_attention
 from model.paged_attention import paged_attend
 from server.engine.runner import StepResult
+from server.engine.torch_watch import watch_attention, watch_routing
 from server.engine.tracing_inside import Watch
 
 
@@ -43,8 +44,8 @@ class TorchRunner:
         attend = paged_attend(self.cache, plan)
         observe: ObserveRouting = ignore_routing
         if watch is not None:
-            config = self.model.config
-            attend, observe = watch.attending(attend, self.cache, config), watch.routing(config)
+            attend = watch_attention(watch.attention(self.config), attend, self.cache, self.config)
+            observe = watch_routing(watch.routing(self.config), self.config)
         hidden = self.model(flat[0], flat[1], attend, observe)
         logits = self.model.unembed(hidden[rows])[: len(wanted)]
         # A row's last layer carries every NaN and infinity of the ones below it: one sum per row tells. Reading it

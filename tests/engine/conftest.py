@@ -1,9 +1,10 @@
-"""Set-up for the tests of the engine: one thread unless a test asks for more, and the number put back afterwards."""
+"""Set-up for the tests of the engine: one thread unless a test asks for more, and torch unless on every back end."""
 
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from backends import Chosen
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -21,3 +22,11 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     threads = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What computes the models of the running test, see `backends.on_every_backend`."""
+    Chosen.name = getattr(request, "param", "torch")
+    yield Chosen.name
+    Chosen.name = "torch"

@@ -4,13 +4,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+from backends import new_runner
+
 from model.gpt import GPT
+from model.paged import Span
 from server.engine.block_pool import BLOCK_SIZE, BlockPool
 from server.engine.core import EngineCore
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
 from server.engine.speculation import Speculator
-from server.engine.torch_runner import TorchRunner
 from server.engine.types import (
     EngineInfo,
     FinishReason,
@@ -92,7 +94,8 @@ def engine_core(
     info = engine_info(config.vocab_size, min(config.context_length, num_blocks * BLOCK_SIZE), num_blocks, eos)
     clock = Ticks()
     scheduler = Scheduler(BlockPool(num_blocks), max_running, max_step_tokens)
-    return EngineCore(info, TorchRunner(model, num_blocks, clock), scheduler, clock, speculator)
+    # One block more than the pool's, for `holds_only_finite`.
+    return EngineCore(info, new_runner(model, num_blocks + 1, clock), scheduler, clock, speculator)
 
 
 def engine_info(vocab_size: int, context_length: int, num_blocks: int, eos: tuple[int, ...] = (EOS,)) -> EngineInfo:
@@ -133,6 +136,21 @@ def decode_arriving(core: EngineCore, arrivals: Mapping[int, Sequence[SequenceRe
             core.add(request)
 
     return drain(core, arrive, more_until=max(arrivals) + 1)
+
+
+def holds_only_finite(core: EngineCore) -> bool:
+    """Whether no block of the pool holds a key or a value that is not a number: a token that attends to it would tell.
+
+    For models without a sliding window. The token that asks writes to a block of its own, behind the pool's.
+    """
+    runner, num_blocks = core._runner, core.info.num_blocks
+    at_once = runner.config.context_length // BLOCK_SIZE - 1
+    for first in range(0, num_blocks, at_once):
+        asked = range(first, min(first + at_once, num_blocks))
+        probe = Span(len(asked) * BLOCK_SIZE, 1, [*asked, num_blocks])
+        if not runner.run([1], [probe], []).all_finite:
+            return False
+    return True
 
 
 def preempt(core: EngineCore, index: int = -1) -> None:

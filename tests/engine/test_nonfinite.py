@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engine_driver import Result, decode, drain, engine_core, preempt
+from backends import on_every_backend
+from engine_driver import Result, decode, drain, engine_core, holds_only_finite, preempt
 from tiny_models import FAMILIES, tiny_model
 
 from model.gpt import GPT
@@ -12,6 +13,7 @@ from server.engine.core import EngineCore
 from server.engine.params import SamplingParams
 from server.engine.types import SequenceRequest
 
+pytestmark = on_every_backend
 POISON = 96  # its embedding is not a number
 PARAMS = SamplingParams(max_tokens=10, temperature=0.0, ignore_eos=True, banned_tokens=(POISON,), logprobs=1)
 
@@ -36,11 +38,6 @@ def alone(model: GPT, request: SequenceRequest) -> Result:
     return decode(engine_core(model), [request]).results[request.id]
 
 
-def nothing_is_poisoned(core: EngineCore) -> bool:
-    cache = core._runner.cache
-    return bool(cache.keys.isfinite().all() and cache.values.isfinite().all())
-
-
 def test_only_the_poisoned_sequence_ends_with_an_error(poisoned: GPT) -> None:
     """It holds block 0 and is shorter and longer than its mates, which share every tile group with it."""
     mates = [healthy(id_, length) for id_, length in enumerate((1, 5, 19, 64, 90, 150), start=2)]
@@ -51,7 +48,7 @@ def test_only_the_poisoned_sequence_ends_with_an_error(poisoned: GPT) -> None:
         results = decode(core, [sick(1, (5,), after), *mates]).results
         assert results.pop(1) == Result(finish_reason="error")
         assert results == expected
-        assert nothing_is_poisoned(core)
+        assert holds_only_finite(core)
 
 
 def test_a_poisoned_prompt_logprob_is_an_error_too(poisoned: GPT) -> None:
@@ -59,7 +56,7 @@ def test_a_poisoned_prompt_logprob_is_an_error_too(poisoned: GPT) -> None:
     described = replace(given, params=replace(PARAMS, prompt_logprobs=1, max_tokens=0))
     core = engine_core(poisoned, max_step_tokens=16)
     assert decode(core, [described]).results[1].finish_reason == "error"
-    assert nothing_is_poisoned(core)
+    assert holds_only_finite(core)
 
 
 def test_a_sequence_that_chooses_poison_ends_with_an_error_and_what_it_had_said(poisoned: GPT) -> None:
@@ -98,7 +95,7 @@ def leave_half_way(core: EngineCore, how: str) -> None:
 def test_poison_aborted_before_its_logits_does_not_stay_in_the_cache(poisoned: GPT, how: str) -> None:
     core = engine_core(poisoned, num_blocks=10, max_step_tokens=40)
     leave_half_way(core, how)
-    assert nothing_is_poisoned(core)
+    assert holds_only_finite(core)
 
 
 def test_poison_aborted_before_its_logits_does_not_harm_later_users_of_its_blocks(poisoned: GPT) -> None:

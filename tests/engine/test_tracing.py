@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from backends import on_every_backend
 from drafting_cases import Oracle, speculating
 from engine_driver import Result, Run, decode, drain, engine_core, preempt
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ from server.engine.tracing_types import TokenTrace, TraceOptions
 from server.engine.types import BeamSearch, Guidance, SequenceOutput, SequenceRequest, StepOutput
 from server.protocol import StepReport, decode_from_engine, encode
 
+pytestmark = on_every_backend
 EVERYTHING = TraceOptions(5, experts=True, attention=True)
 PROMPT = tuple(range(5, 45))
 FILTERED = SamplingParams(
@@ -284,7 +286,7 @@ def test_attention_beyond_what_a_step_may_carry_is_left_out_for_whole_tokens(gqa
     options = TraceOptions(0, attention=True)
     views = [View(index, 9, [0], options) for index in range(3)]
     watch = Watch(views, max_weights=2 * config.num_layers * config.num_heads * 10)
-    assert watch._affordable(config) == views[:2]
+    assert watch.attention(config) == views[:2]
 
 
 def test_guidance_is_told_as_the_first_stage(gqa: GPT) -> None:

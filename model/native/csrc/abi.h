@@ -66,11 +66,9 @@ struct ModelWeights {
 
 // Consecutive tokens of one sequence: see model.paged.Span.
 struct StepSpan {
-    int64_t first_row;
-    int64_t length;
     int64_t start;
+    int64_t length;
     int64_t num_blocks;
-    const int32_t* blocks;
 };
 
 struct StepWork {
@@ -78,11 +76,16 @@ struct StepWork {
     int64_t num_spans;
     int64_t num_wanted;
     const int32_t* tokens;     // [num_rows]
-    const int32_t* positions;  // [num_rows]
     const StepSpan* spans;     // [num_spans], in the order of their rows
+    const int32_t* blocks;     // the spans' block tables, one after the other
     const int32_t* wanted;     // [num_wanted] rows to unembed
     float* logits;             // [num_wanted, vocab_size]
     uint8_t* is_finite;        // [num_rows]
+    // Null where nobody watches. The experts a row chose, best first, and their weights: [num_layers, num_rows,
+    // experts_per_token] each. By row, null or the weights of its attention, [num_layers, num_heads, position + 1].
+    int32_t* chosen;
+    float* gates;
+    float* const* attention;   // [num_rows]
 };
 
 }  // extern "C"

@@ -5,8 +5,6 @@
 
 namespace ISA {
 
-constexpr float kHidden = -__builtin_inff();
-
 template <int R>
 struct QueryTile {
     int64_t positions[R];
@@ -116,7 +114,7 @@ inline void value_vectors(int64_t vectors, const StepContext& c, int64_t layer, 
 template <int R, class E>
 void attend_rows(const StepContext& c, int64_t thread, int64_t layer, int64_t kv_head, const AttentionUnit& unit) {
     const ModelWeights& m = *c.model;
-    const StepSpan& span = c.work->spans[unit.span];
+    const PlacedSpan& span = c.spans[unit.span];
     const int64_t groups = m.num_heads / m.num_kv_heads, padded = c.cache.padded_head_dim, dim = m.head_dim;
     QueryTile<R> tile;
     const E* queries[R];
@@ -142,6 +140,11 @@ void attend_rows(const StepContext& c, int64_t thread, int64_t layer, int64_t kv
         E* mine = all_weights + r * c.space.max_keys;
         factors[r] = softmax_row(scores + r * c.space.max_keys, mine, tile.end_key - tile.first_key);
         weights[r] = mine;
+        float* watched = c.work->attention ? c.work->attention[span.first_row + (unit.first + r) / groups] : nullptr;
+        if (!watched) continue;
+        const int64_t head = kv_head * groups + (unit.first + r) % groups;
+        report_attention(scores + r * c.space.max_keys, tile.first_key, tile.positions[r],
+                         watched + (layer * m.num_heads + head) * (tile.positions[r] + 1));
     }
     for (int64_t d = 0; d < padded; d += 16 * kTileVectors)
         value_vectors<R, kTileVectors, E>(

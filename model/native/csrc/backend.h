@@ -12,6 +12,14 @@ constexpr int64_t kSplit = 64;      // keys whose scores are computed together
 
 static constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+// Consecutive rows of a step that belong to one sequence, placed: see StepSpan.
+struct PlacedSpan {
+    int64_t first_row;
+    int64_t length;
+    int64_t start;
+    const int32_t* blocks;
+};
+
 // Rows of attention that share a kv head and their keys: [first, first + count) of the span's tokens * group heads.
 struct AttentionUnit {
     int32_t span, first, count;
@@ -59,6 +67,8 @@ struct Workspace {
 struct StepContext {
     const ModelWeights* model;
     const StepWork* work;
+    const PlacedSpan* spans;   // [num_spans]
+    const int32_t* positions;  // [num_rows]
     CachePages cache;
     Workspace space;
 };

@@ -34,13 +34,13 @@ inline void finish_head(E* out, float* head, const NormWeights& norm, const floa
     copy_row(out, head, head_dim);
 }
 
-inline const StepSpan& span_of_row(const StepWork& work, int64_t row) {
-    int64_t low = 0, high = work.num_spans - 1;
+inline const PlacedSpan& span_of_row(const StepContext& c, int64_t row) {
+    int64_t low = 0, high = c.work->num_spans - 1;
     while (low < high) {
         const int64_t middle = (low + high + 1) / 2;
-        if (work.spans[middle].first_row <= row) low = middle; else high = middle - 1;
+        if (c.spans[middle].first_row <= row) low = middle; else high = middle - 1;
     }
-    return work.spans[low];
+    return c.spans[low];
 }
 
 // One row's queries to the workspace, its keys and values to their slot.
@@ -48,8 +48,8 @@ template <class E>
 void store_row(const StepContext& c, int64_t layer, int64_t row) {
     const ModelWeights& m = *c.model;
     const LayerWeights& weights = m.layers[layer];
-    const int64_t dim = m.head_dim, padded = c.cache.padded_head_dim, position = c.work->positions[row];
-    const StepSpan& span = span_of_row(*c.work, row);
+    const int64_t dim = m.head_dim, padded = c.cache.padded_head_dim, position = c.positions[row];
+    const PlacedSpan& span = span_of_row(c, row);
     const int32_t block = span.blocks[position / kBlockSize];
     const int64_t slot = position % kBlockSize;
     const float* rotary = m.rotary_table ? m.rotary_table + position * dim : nullptr;

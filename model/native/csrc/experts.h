@@ -88,6 +88,7 @@ void experts(const StepContext& c, const Team& team, const LayerWeights& layer, 
                            c.space.gates + row * choices);
     });
     group_by_expert(c, layer);
+    report_routing(c, layer);
     E* inner = reinterpret_cast<E*>(c.space.inner);
     expert_product(c, team, layer, layer.up, in.input, in.stride, true,
                    [&](const ProductWeights& weights, int64_t place, int64_t column, const float* sums) {

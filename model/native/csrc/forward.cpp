@@ -12,6 +12,7 @@
 #include "rows.h"
 #include "product.h"
 #include "cache.h"
+#include "watch.h"
 #include "attention.h"
 #include "experts.h"
 
@@ -37,7 +38,7 @@ struct Forward {
     }
 
     void embed(int64_t row) const {
-        const int64_t token = c.work->tokens[row], position = c.work->positions[row], size = m.hidden_size;
+        const int64_t token = c.work->tokens[row], position = c.positions[row], size = m.hidden_size;
         for (int64_t i = 0; i < hidden; i += 16) store(x(row) + i, zero());
         add_row(x(row), static_cast<const E*>(m.embedding) + token * size, size);
         if (m.position_embedding) add_row(x(row), static_cast<const E*>(m.position_embedding) + position * size, size);

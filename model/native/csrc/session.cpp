@@ -53,15 +53,16 @@ Session::Session(const ModelWeights& model, const Backend& backend, int64_t num_
 }
 
 void Session::check(const StepWork& work) const {
+    const int32_t* blocks = work.blocks;
     int64_t rows = 0;
     for (int64_t i = 0; i < work.num_spans; ++i) {
         const StepSpan& span = work.spans[i];
-        const int64_t end = span.start + span.length;
-        require(span.first_row == rows && span.length > 0 && span.start >= 0, "a span does not follow the one before it");
-        require(end <= model_.context_length, "a span ends behind the context");
-        require(span.num_blocks * kBlockSize >= end, "a block table is too short for its span");
+        require(span.length > 0 && span.length <= model_.context_length, "a span has no tokens or too many");
+        require(span.start >= 0 && span.start <= model_.context_length - span.length, "a span ends behind the context");
+        require(span.num_blocks * kBlockSize >= span.start + span.length, "a block table is too short for its span");
         for (int64_t block = 0; block < span.num_blocks; ++block)
-            require(span.blocks[block] >= 0 && span.blocks[block] < cache_.num_blocks, "a block is not in the pool");
+            require(blocks[block] >= 0 && blocks[block] < cache_.num_blocks, "a block is not in the pool");
+        blocks += span.num_blocks;
         rows += span.length;
     }
     require(rows == work.num_rows, "there are not as many tokens as the spans have");
@@ -69,6 +70,19 @@ void Session::check(const StepWork& work) const {
         require(work.tokens[i] >= 0 && work.tokens[i] < model_.vocab_size, "a token is not in the vocabulary");
     for (int64_t i = 0; i < work.num_wanted; ++i)
         require(work.wanted[i] >= 0 && work.wanted[i] < rows, "a wanted row is not in the step");
+}
+
+// Where every span begins among the rows and among the blocks, and where every row stands in its sequence.
+void Session::place(const StepWork& work) {
+    spans_.clear();
+    positions_.clear();
+    const int32_t* blocks = work.blocks;
+    for (int64_t i = 0; i < work.num_spans; ++i) {
+        const StepSpan& span = work.spans[i];
+        spans_.push_back({static_cast<int64_t>(positions_.size()), span.length, span.start, blocks});
+        for (int64_t token = 0; token < span.length; ++token) positions_.push_back(static_cast<int32_t>(span.start + token));
+        blocks += span.num_blocks;
+    }
 }
 
 void Session::plan_attention(const StepWork& work) {
@@ -121,6 +135,7 @@ void Session::lay_out(const StepWork& work) {
 
 void Session::step(const StepWork& work) {
     check(work);
+    place(work);
     lay_out(work);
-    backend_.run({&model_, &work, cache_, space_}, Team{&pool_});
+    backend_.run({&model_, &work, spans_.data(), positions_.data(), cache_, space_}, Team{&pool_});
 }

@@ -31,6 +31,7 @@ class Session {
     const Backend& backend() const { return backend_; }
 
   private:
+    void place(const StepWork& work);
     void check(const StepWork& work) const;
     void lay_out(const StepWork& work);
     void plan_attention(const StepWork& work);
@@ -42,5 +43,7 @@ class Session {
     Workspace space_{};
     Buffer pages_;
     Buffer buffers_[17];
+    std::vector<PlacedSpan> spans_;
+    std::vector<int32_t> positions_;
     std::vector<AttentionUnit> units_;
 };

@@ -1,0 +1,40 @@
+"""The back ends under test: what computes the models of a test, and the mark for modules that run on each of them."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from model.gpt import GPT
+from model.native.abi import open_library
+from model.native.lowering import Lowering
+from model.native.native_model import NativeModel
+from server.engine.native_runner import NativeRunner
+from server.engine.runner import Runner
+from server.engine.torch_runner import TorchRunner
+
+Clock = Callable[[], float]
+
+
+def by_torch(model: GPT, num_blocks: int, clock: Clock) -> Runner:
+    return TorchRunner(model, num_blocks, clock)
+
+
+def natively(model: GPT, num_blocks: int, clock: Clock) -> Runner:
+    return NativeRunner(NativeModel(Lowering(model, open_library()), num_blocks, torch.get_num_threads()), clock)
+
+
+BACKENDS: dict[str, Callable[[GPT, int, Clock], Runner]] = {"torch": by_torch, "native": natively}
+# As `pytestmark`: every test of the module runs on each back end. Elsewhere torch computes.
+on_every_backend = pytest.mark.parametrize("backend", BACKENDS, indirect=True, scope="module")
+
+
+class Chosen:
+    """The back end of the test that is running, see `conftest.backend`."""
+
+    name = "torch"
+
+
+def new_runner(model: GPT, num_blocks: int, clock: Clock) -> Runner:
+    """A runner of the back end under test."""
+    return BACKENDS[Chosen.name](model, num_blocks, clock)
