@@ -58,6 +58,7 @@ class ModelWeights(Structure):
         ("pre_norm", c_int64),
         ("activation", c_int64),
         ("sliding_window", c_int64),
+        ("int8_cache", c_int64),
         ("embedding", c_void_p),
         ("position_embedding", c_void_p),
         ("position_table", c_void_p),

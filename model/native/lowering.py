@@ -26,10 +26,12 @@ from model.paged import BLOCK_SIZE
 from model.positions import alibi_slopes
 
 Quantize = Literal["none", "int8"]
+KVCache = Literal["auto", "int8"]
 
 # Which row of a weight each packed column takes, -1 for padding.
 ColumnRows = NDArray[np.int64]
 MAX_HEAD_DIM = 1_024  # csrc/cache.h
+SCALE_BYTES = 4  # of a token's key or value, in a cache of int8
 MAX_INT8_INPUTS = (2**31 - 1) // (255 * 127)  # their sums must fit an int32
 
 Item = TypeVar("Item", bound=ctypes.Structure)
@@ -73,7 +75,7 @@ class Lowering:
     Of the model itself only the embeddings are kept. Raises UnsupportedError and MemoryError.
     """
 
-    def __init__(self, model: GPT, library: ctypes.CDLL, quantize: Quantize = "none") -> None:
+    def __init__(self, model: GPT, library: ctypes.CDLL, quantize: Quantize = "none", kv_cache: KVCache = "auto") -> None:
         self.library = library
         self.config = model.config
         self._kept: list[object] = []
@@ -88,6 +90,7 @@ class Lowering:
             )
         self._dtype = weight.dtype
         self._quantize = quantize
+        self._has_int8_cache = kv_cache == "int8"
         self._arena = Arena(library)
         self.weights = self._model(model)
 
@@ -96,7 +99,8 @@ class Lowering:
         """Bytes one block of the cache takes over all layers, keys and values; head_dim is padded to a register."""
         config = self.config
         padded = -(-config.head_dim // LANES) * LANES
-        return 2 * config.num_layers * config.num_kv_heads * BLOCK_SIZE * padded * self._dtype.itemsize
+        token_bytes = padded + SCALE_BYTES if self._has_int8_cache else padded * self._dtype.itemsize
+        return 2 * config.num_layers * config.num_kv_heads * BLOCK_SIZE * token_bytes
 
     def _model(self, model: GPT) -> ModelWeights:
         config = model.config
@@ -117,6 +121,7 @@ class Lowering:
             pre_norm=config.norm_placement == "pre",
             activation=ACTIVATIONS[config.feed_forward],
             sliding_window=config.sliding_window or 0,
+            int8_cache=self._has_int8_cache,
             embedding=self._keep(model.embedding.weight),
             position_embedding=self._keep(model.position_embedding.weight) if model.position_embedding else None,
             position_table=self._floats(table) if config.positions == "sinusoidal" else None,

@@ -20,6 +20,8 @@ class ModelCard(Struct):
     vocab_size: int | UnsetType = UNSET
     num_parameters: int | UnsetType = UNSET
     dtype: str | UnsetType = UNSET
+    quantize: str | UnsetType = UNSET
+    kv_cache: str | UnsetType = UNSET
     default_parameters: dict[str, float] | UnsetType = UNSET
 
 
@@ -48,6 +50,8 @@ def _card(service: Service, model: ServedModel) -> ModelCard:
         card.vocab_size = info.vocab_size
         card.num_parameters = info.num_parameters
         card.dtype = info.dtype
+        card.quantize = info.quantize
+        card.kv_cache = info.kv_cache
     return card
 
 

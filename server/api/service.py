@@ -43,9 +43,10 @@ class Service:
         return info
 
     def system_fingerprint(self, model: ServedModel) -> str:
-        """Differs where answers may: by checkpoint and torch (info.fingerprint), number format, device and version."""
+        """Differs where answers may: by checkpoint and torch (info.fingerprint), number formats, device and version."""
         info = self.engine_info(model)
-        identity = f"{model.name}|{info.fingerprint}|{info.dtype}|{info.device}|{self.version}"
+        formats = f"{info.dtype}|{info.quantize}|{info.kv_cache}"
+        identity = f"{model.name}|{info.fingerprint}|{formats}|{info.device}|{info.backend}|{self.version}"
         return "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def new_id(self, prefix: str) -> str:

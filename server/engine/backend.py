@@ -36,20 +36,31 @@ class Backend:
 def open_backend(model: GPT, draft: GPT | None, config: EngineConfig) -> tuple[Backend, Backend | None]:
     """What computes a model, and the same for the smaller one that drafts for it.
 
-    Raises ValueError when the native back end is asked for and cannot serve, and InexactBackendError when none is
-    exact.
+    Raises ValueError when the native back end, or what only it can do, is asked for and it cannot serve, and
+    InexactBackendError when none is exact.
     """
     num_threads = config.threads or default_threads()
     torch.set_num_threads(num_threads)
+    only_native = _only_native(config)
     if config.backend == "torch" or model.embedding.weight.device.type != "cpu":
+        if only_native:
+            raise ValueError(f"{only_native}, which the torch back end, that serves here, cannot do")
         return _open_torch(model, draft, config)
     try:
         return _open_native(model, draft, config, num_threads)
     except (LibraryError, UnsupportedError, InexactBackendError) as error:
-        if config.backend == "native":
-            raise ValueError(f"backend is 'native', but the native back end cannot serve: {error}") from error
+        if config.backend == "native" or only_native:
+            asked = only_native or "backend is 'native'"
+            raise ValueError(f"{asked}, but the native back end cannot serve: {error}") from error
         logger.warning("torch serves instead of the native back end, and slower: %s", error)
         return _open_torch(model, draft, config)
+
+
+def _only_native(config: EngineConfig) -> str:
+    """What was asked for that torch cannot do, in words; empty for nothing."""
+    if config.quantize != "none":
+        return f"quantize is {config.quantize!r}"
+    return "" if config.kv_cache == "auto" else f"kv_cache is {config.kv_cache!r}"
 
 
 def default_threads() -> int:
@@ -63,7 +74,7 @@ def _open_native(
     library = open_library()
 
     def lowered(model: GPT) -> tuple[Backend, Callable[[int, int], Runner]]:
-        lowering = Lowering(model, library)
+        lowering = Lowering(model, library, config.quantize, config.kv_cache)
 
         def new_runner(num_blocks: int, num_threads: int) -> Runner:
             return NativeRunner(NativeModel(lowering, num_blocks, num_threads))

@@ -6,6 +6,8 @@ from typing import Literal
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 BackendName = Literal["auto", "native", "torch"]
+Quantize = Literal["none", "int8"]
+KVCache = Literal["auto", "int8"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,12 @@ class EngineConfig:
     """CPU threads of the engine; when not given every core but one, which the HTTP process needs."""
     allow_inexact: bool = False
     """Serve although the start-up check found that answers depend on what else is running."""
+    quantize: Quantize = "none"
+    """int8 keeps weights as int8 with a scale per output channel, and rounds their inputs to 8 bits per token; the native
+    back end only. A mixture's router, norms, embeddings and attention stay in dtype."""
+    kv_cache: KVCache = "auto"
+    """int8 keeps keys and values as int8 with a scale per token and head, which holds about twice the tokens; the native
+    back end only. auto keeps them in dtype."""
 
     def __post_init__(self) -> None:
         bounds = (

@@ -29,6 +29,8 @@ CARD = {
     "vocab_size": 258,
     "num_parameters": 1000,
     "dtype": "float32",
+    "quantize": "none",
+    "kv_cache": "auto",
     "default_parameters": {},
 }
 
@@ -139,13 +141,21 @@ async def test_a_sane_request_id_comes_back_and_others_are_replaced(client: http
 
 async def test_the_fingerprint_is_stable_and_tells_checkpoints_formats_and_devices_apart(engine: FakeEngine) -> None:
     prints = []
-    others = [replace(info(), dtype="bfloat16"), replace(info(), device="cuda"), replace(info(), fingerprint="f00d")]
+    changes = (
+        {"dtype": "bfloat16"},
+        {"device": "cuda"},
+        {"fingerprint": "f00d"},
+        {"quantize": "int8"},
+        {"kv_cache": "int8"},
+        {"backend": "native avx512"},
+    )
+    others = [replace(info(), **change) for change in changes]
     for known in (info(), info(), *others):
         engine.known = {"tiny": known}
         async with client_of(make_app(engine)) as client:
             prints.append((await complete(client))["system_fingerprint"])
     assert prints[0] == prints[1]
-    assert len(set(prints)) == 4
+    assert len(set(prints)) == 1 + len(changes)
 
 
 async def test_the_openapi_document_has_every_schema_it_points_to(client: httpx.AsyncClient) -> None:

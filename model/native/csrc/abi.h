@@ -54,6 +54,7 @@ struct ModelWeights {
     int64_t pre_norm;
     int64_t activation;
     int64_t sliding_window;      // 0: none
+    int64_t int8_cache;          // keys and values are int8 codes, not in element type
     const void* embedding;           // [vocab_size, hidden_size] in element type
     const void* position_embedding;  // [context_length, hidden_size] in element type, or null
     const float* position_table;     // the same in float32 (sinusoidal), or null

@@ -111,6 +111,11 @@ inline void value_vectors(int64_t vectors, const StepContext& c, int64_t layer, 
     if constexpr (V > 1) value_vectors<R, V - 1, E>(vectors, c, layer, kv_head, blocks, tile, weights, factors, dim, outs);
 }
 
+// From pages of int8: attention_int8.h.
+template <int R, class E>
+void attend_codes(const HeadPages& pages, int64_t thread, const QueryTile<R>& tile, const E* const (&queries)[R],
+                  E* const (&outs)[R]);
+
 template <int R, class E>
 void attend_rows(const StepContext& c, int64_t thread, int64_t layer, int64_t kv_head, const AttentionUnit& unit) {
     const ModelWeights& m = *c.model;
@@ -130,6 +135,7 @@ void attend_rows(const StepContext& c, int64_t thread, int64_t layer, int64_t kv
     const int64_t oldest = m.sliding_window ? tile.positions[0] - m.sliding_window + 1 : 0;
     tile.first_key = (oldest > 0 ? oldest : 0) / kBlockSize * kBlockSize;
     tile.end_key = round_up(tile.positions[R - 1] + 1, kBlockSize);
+    if (m.int8_cache) return attend_codes<R, E>({c, layer, kv_head, span.blocks}, thread, tile, queries, outs);
     const int64_t scratch = thread * kTileRows * c.space.max_keys;
     float* scores = c.space.scores + scratch;
     score_tile<R, E>(c, layer, kv_head, span.blocks, tile, queries, scores);

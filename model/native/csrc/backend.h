@@ -26,7 +26,8 @@ struct AttentionUnit {
 };
 
 // Cache of one engine: [layer][block][kv head] of a key part [head_dim / pair][16][pair] and a value part
-// [16 / pair][head_dim][pair], head_dim rounded up to 16. A register of keys then holds 16 tokens.
+// [16 / pair][head_dim][pair], head_dim rounded up to 16. A register of keys then holds 16 tokens. int8 parts are in
+// fours, keys unsigned around 128, and end with the float32 scales of their 16 tokens.
 struct CachePages {
     char* data;
     int64_t num_blocks;

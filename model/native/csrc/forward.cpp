@@ -14,6 +14,7 @@
 #include "cache.h"
 #include "watch.h"
 #include "attention.h"
+#include "attention_int8.h"
 #include "experts.h"
 
 namespace ISA {

@@ -16,6 +16,10 @@ template <>
 struct SumOf<uint8_t> {
     using Type = I16;
 };
+template <>
+struct SumOf<int8_t> {
+    using Type = I16;
+};
 template <class E>
 using Sum = typename SumOf<E>::Type;
 

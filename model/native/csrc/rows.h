@@ -53,10 +53,13 @@ inline void norm_row(Out* out, const float* x, const NormWeights& norm) {
     }
 }
 
-// Integer codes 0..255 of a row, from its own least to its own greatest number, 0 among them and exact. `size` is a
-// multiple of 16. What is not finite makes the scale not a number, as codes cannot say it.
+// A row's least and greatest number, 0 among them. `size` is a multiple of 16.
+struct Extent {
+    float least, greatest;
+    bool is_finite;
+};
 template <class E>
-inline CodeScale quantise_row(uint8_t* codes, const E* x, int64_t size) {
+inline Extent extent_of(const E* x, int64_t size) {
     F16 least = zero(), greatest = zero(), finite = zero();
     for (int64_t i = 0; i < size; i += 16) {
         const F16 value = load16(x + i);
@@ -64,17 +67,26 @@ inline CodeScale quantise_row(uint8_t* codes, const E* x, int64_t size) {
         greatest = max(greatest, value);
         finite = fma(value, zero(), finite);
     }
-    const float low = -max_lanes(sub(zero(), least)), range = max_lanes(greatest) - low;
+    const float total = sum_lanes(finite);
+    return {-max_lanes(sub(zero(), least)), max_lanes(greatest), total == total};
+}
+
+// Integer codes 0..255 of a row, from its own least to its own greatest number, 0 among them and exact. `size` is a
+// multiple of 16. What is not finite makes the scale not a number, as codes cannot say it.
+template <class E>
+inline CodeScale quantise_row(uint8_t* codes, const E* x, int64_t size) {
+    const Extent extent = extent_of(x, size);
+    const float range = extent.greatest - extent.least;
     const float inverse = range > kLeastRange ? 255.0f / range : 0.0f;
-    const F16 offset = round_even(fill(-low * inverse));
+    const F16 offset = round_even(fill(-extent.least * inverse));
     for (int64_t i = 0; i < size; i += 16) {
         const F16 code = add(round_even(mul(load16(x + i), fill(inverse))), offset);
         store16(codes + i, min(max(code, zero()), fill(255.0f)));
     }
+    if (!extent.is_finite) return {__builtin_nanf(""), 0};
     float lane[16];
     store(lane, offset);
-    const float poison = sum_lanes(finite);
-    return {poison == poison ? range / 255.0f : poison, static_cast<int32_t>(poison == poison ? lane[0] : 0.0f)};
+    return {range / 255.0f, static_cast<int32_t>(lane[0])};
 }
 
 // Turns the pairs (i, i + head_dim / 2) by the row of the rotary table [2, head_dim / 2].

@@ -9,6 +9,7 @@
 namespace {
 
 constexpr int64_t kCacheLine = 64;
+constexpr int64_t kScaleBytes = 4;  // of a token's key or value
 
 int64_t element_size(const ModelWeights& model) { return model.element == kBfloat16 ? 2 : 4; }
 
@@ -47,7 +48,8 @@ Session::Session(const ModelWeights& model, const Backend& backend, int64_t num_
     : model_(model), backend_(backend), pool_(num_threads) {
     cache_.num_blocks = num_blocks;
     cache_.padded_head_dim = round_up(model.head_dim, 16);
-    cache_.part_bytes = cache_.padded_head_dim * kBlockSize * element_size(model);
+    cache_.part_bytes = model.int8_cache ? (cache_.padded_head_dim + kScaleBytes) * kBlockSize
+                                         : cache_.padded_head_dim * kBlockSize * element_size(model);
     cache_.data = static_cast<char*>(
         pages_.reserve(model.num_layers * num_blocks * model.num_kv_heads * 2 * cache_.part_bytes));
 }

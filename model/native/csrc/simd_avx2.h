@@ -104,11 +104,20 @@ inline I16 sub_product(I16 a, I16 b, I16 c) {
             _mm256_sub_epi32(a.high, _mm256_mullo_epi32(b.high, c.high))};
 }
 inline F16 to_float(I16 x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
+// Whole numbers that fit.
+inline __m256i to_words(F16 x) {
+    const __m256i mixed = _mm256_packs_epi32(_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high));
+    return _mm256_permute4x64_epi64(mixed, 0xd8);
+}
 inline void store16(uint8_t* p, F16 x) {
-    const __m256i mixed = _mm256_packus_epi32(_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high));
-    const __m256i words = _mm256_permute4x64_epi64(mixed, 0xd8);
+    const __m256i words = to_words(x);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+inline void store16(int8_t* p, F16 x) {
+    const __m256i words = to_words(x);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 
 inline Packed load_packed(const void* p) {
@@ -140,14 +149,19 @@ inline Lane broadcast(const uint8_t* p) {
     return _mm256_set1_epi32(four);
 }
 // In 16 bits first: vpmaddubsw would saturate.
-inline __m256i dot_half(__m256i sum, __m256i w, __m256i x) {
-    const __m256i even_w = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), odd_w = _mm256_srai_epi16(w, 8);
-    const __m256i even_x = _mm256_and_si256(x, _mm256_set1_epi16(0xff)), odd_x = _mm256_srli_epi16(x, 8);
+inline __m256i dot_half(__m256i sum, __m256i with_sign, __m256i without) {
+    const __m256i even_s = _mm256_srai_epi16(_mm256_slli_epi16(with_sign, 8), 8), odd_s = _mm256_srai_epi16(with_sign, 8);
+    const __m256i even_u = _mm256_and_si256(without, _mm256_set1_epi16(0xff)), odd_u = _mm256_srli_epi16(without, 8);
     return _mm256_add_epi32(
-        sum, _mm256_add_epi32(_mm256_madd_epi16(even_w, even_x), _mm256_madd_epi16(odd_w, odd_x)));
+        sum, _mm256_add_epi32(_mm256_madd_epi16(even_s, even_u), _mm256_madd_epi16(odd_s, odd_u)));
 }
+inline Lane broadcast(const int8_t* p) { return broadcast(reinterpret_cast<const uint8_t*>(p)); }
+// One side's bytes are unsigned, the other's signed: a row's are what its pointer says.
 inline I16 dot(I16 sum, Packed w, Lane x, const uint8_t*) {
     return {dot_half(sum.low, w.low, x), dot_half(sum.high, w.high, x)};
+}
+inline I16 dot(I16 sum, Packed w, Lane x, const int8_t*) {
+    return {dot_half(sum.low, x, w.low), dot_half(sum.high, x, w.high)};
 }
 
 }  // namespace ISA

@@ -61,10 +61,11 @@ inline I16 fill_ints(int32_t x) { return _mm512_set1_epi32(x); }
 // a - b * c
 inline I16 sub_product(I16 a, I16 b, I16 c) { return _mm512_sub_epi32(a, _mm512_mullo_epi32(b, c)); }
 inline F16 to_float(I16 x) { return _mm512_cvtepi32_ps(x); }
-// Whole numbers in 0..255.
+// Whole numbers that fit.
 inline void store16(uint8_t* p, F16 x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
 }
+inline void store16(int8_t* p, F16 x) { store16(reinterpret_cast<uint8_t*>(p), x); }
 
 inline Lane broadcast(const float* p) { return _mm512_castps_si512(_mm512_set1_ps(*p)); }
 inline Lane broadcast(const uint16_t* p) {
@@ -83,6 +84,9 @@ inline Lane broadcast(const uint8_t* p) {
     __builtin_memcpy(&four, p, sizeof four);
     return _mm512_set1_epi32(four);
 }
+inline Lane broadcast(const int8_t* p) { return broadcast(reinterpret_cast<const uint8_t*>(p)); }
+// One side's bytes are unsigned, the other's signed: a row's are what its pointer says.
 inline I16 dot(I16 sum, Packed w, Lane x, const uint8_t*) { return _mm512_dpbusd_epi32(sum, x, w); }
+inline I16 dot(I16 sum, Packed w, Lane x, const int8_t*) { return _mm512_dpbusd_epi32(sum, w, x); }
 
 }  // namespace ISA

@@ -92,8 +92,12 @@ inline I16 sub_product(I16 a, I16 b, I16 c) {
     return a;
 }
 inline F16 to_float(I16 x) { return each_lane([&](int i) { return static_cast<float>(x.lane[i]); }); }
+// Whole numbers that fit.
 inline void store16(uint8_t* p, F16 x) {
     for (int i = 0; i < 16; ++i) p[i] = static_cast<uint8_t>(x.lane[i]);
+}
+inline void store16(int8_t* p, F16 x) {
+    for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(x.lane[i]);
 }
 
 inline Packed load_packed(const void* p) {
@@ -120,14 +124,19 @@ inline Lane broadcast(const uint8_t* p) {
     __builtin_memcpy(&four, p, sizeof four);
     return four;
 }
-inline I16 dot(I16 sum, Packed w, Lane x, const uint8_t*) {
-    int8_t codes[64];
-    uint8_t inputs[4];
+inline Lane broadcast(const int8_t* p) { return broadcast(reinterpret_cast<const uint8_t*>(p)); }
+template <class Column, class Row>
+inline I16 dot_bytes(I16 sum, Packed w, Lane x) {
+    Column codes[64];
+    Row inputs[4];
     __builtin_memcpy(codes, w.lane, sizeof codes);
     __builtin_memcpy(inputs, &x, sizeof inputs);
     for (int i = 0; i < 16; ++i)
         for (int part = 0; part < 4; ++part) sum.lane[i] += codes[4 * i + part] * inputs[part];
     return sum;
 }
+// One side's bytes are unsigned, the other's signed: a row's are what its pointer says.
+inline I16 dot(I16 sum, Packed w, Lane x, const uint8_t*) { return dot_bytes<int8_t, uint8_t>(sum, w, x); }
+inline I16 dot(I16 sum, Packed w, Lane x, const int8_t*) { return dot_bytes<uint8_t, int8_t>(sum, w, x); }
 
 }  // namespace ISA
