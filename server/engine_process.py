@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from server.engine.backend import Backends
 from server.engine.core import EngineCore
 from server.engine.load import load_engine
 from server.engine.selfcheck import InexactBackendError
@@ -27,10 +28,11 @@ def load_cores(configure: Configure) -> list[EngineCore]:
     """One core per model, in order. Raises CannotStart for a folder or a setting that cannot be served."""
     configure_logging(configure.log_level, configure.log_format)
     cores = []
+    backends = Backends(configure.engine)
     for model in configure.models:
         try:
             draft = None if model.draft is None else Path(model.draft)
-            cores.append(load_engine(Path(model.path), configure.engine, draft))
+            cores.append(load_engine(Path(model.path), configure.engine, draft, backends))
         except (OSError, ValueError, InexactBackendError) as error:
             raise CannotStart(f"--model {model.name}={model.path}: {error}") from error
     return cores

@@ -76,7 +76,7 @@ class NativeModel:
         work.is_finite = ctypes.addressof(self._is_finite)
         work.chosen, work.gates, work.attention = (None, None, None) if observed is None else observed.addresses
         self._check(self._library.minigpt_step(self._session, work))
-        return logits, self._is_finite[:num_rows]
+        return logits, self._is_finite.raw[:num_rows]
 
     def scrub(self, blocks: Sequence[int]) -> None:
         """Zero the contents of `blocks`."""

@@ -3,6 +3,7 @@
 Whichever it is has proved that it is exact. The only file that knows both.
 """
 
+import ctypes
 import logging
 import os
 from collections.abc import Callable
@@ -33,34 +34,72 @@ class Backend:
     new_runner: Callable[[int], Runner]  # with a cache of so many blocks
 
 
-def open_backend(model: GPT, draft: GPT | None, config: EngineConfig) -> tuple[Backend, Backend | None]:
-    """What computes a model, and the same for the smaller one that drafts for it.
+class Backends:
+    """Opens the back ends of one process's models. What the machine lacks is said once, what a model lacks for each."""
 
-    Raises ValueError when the native back end, or what only it can do, is asked for and it cannot serve, and
-    InexactBackendError when none is exact.
-    """
-    num_threads = config.threads or default_threads()
-    torch.set_num_threads(num_threads)
-    only_native = _only_native(config)
-    if config.backend == "torch" or model.embedding.weight.device.type != "cpu":
-        if only_native:
-            raise ValueError(f"{only_native}, which the torch back end, that serves here, cannot do")
-        return _open_torch(model, draft, config)
-    try:
-        return _open_native(model, draft, config, num_threads)
-    except (LibraryError, UnsupportedError, InexactBackendError) as error:
-        if config.backend == "native" or only_native:
-            asked = only_native or "backend is 'native'"
-            raise ValueError(f"{asked}, but the native back end cannot serve: {error}") from error
-        logger.warning("torch serves instead of the native back end, and slower: %s", error)
-        return _open_torch(model, draft, config)
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._num_threads = config.threads or default_threads()
+        self._library: ctypes.CDLL | None = None
+        self._wants_native = config.backend != "torch"
+        self._demand = _demand(config)
+
+    def open(self, model: GPT, draft: GPT | None) -> tuple[Backend, Backend | None]:
+        """What computes a model, and the same for the smaller one that drafts for it.
+
+        Raises ValueError when the native back end, or what only it can do, is asked for and it cannot serve, and
+        InexactBackendError when none is exact.
+        """
+        torch.set_num_threads(self._num_threads)
+        # Other devices are torch's, and nobody need be told, but one who asks for the native back end.
+        is_on_cpu = model.embedding.weight.device.type == "cpu"
+        if self._wants_native and (is_on_cpu or self._demand):
+            try:
+                return self._open_native(model, draft)
+            except (LibraryError, UnsupportedError, InexactBackendError, MemoryError) as error:
+                if self._demand:
+                    raise ValueError(f"{self._demand}, but the native back end cannot serve: {error}") from error
+                # A library that is not there now will not be there for the next model.
+                self._wants_native = not isinstance(error, LibraryError)
+                logger.warning("torch serves instead of the native back end, and slower: %s", error)
+        if self._demand:
+            raise ValueError(f"{self._demand}, which the torch back end cannot do")
+        return self._open_torch(model, draft)
+
+    def _open_native(self, model: GPT, draft: GPT | None) -> tuple[Backend, Backend | None]:
+        self._library = self._library or open_library()
+        lowering = self._lower(model, self._library)
+        if not is_exact(_new_runner(lowering), self._config.max_step_tokens, self._num_threads):
+            raise InexactBackendError("on this machine its rows depend on their neighbours")
+        # A draft's tokens prove right or wrong whatever their last bits: the target's own check will do for both.
+        lowered_draft = None if draft is None else self._lower(draft, self._library)
+        return self._natively(lowering), None if lowered_draft is None else self._natively(lowered_draft)
+
+    def _lower(self, model: GPT, library: ctypes.CDLL) -> Lowering:
+        return Lowering(model, library, self._config.quantize, self._config.kv_cache)
+
+    def _natively(self, lowering: Lowering) -> Backend:
+        new_runner = _new_runner(lowering)
+        name = f"native {NativeModel(lowering, 1, 1).instruction_set}"
+        return Backend(name, lowering.bytes_per_block, lambda num_blocks: new_runner(num_blocks, self._num_threads))
+
+    def _open_torch(self, model: GPT, draft: GPT | None) -> tuple[Backend, Backend | None]:
+        product = make_exact(model, self._config.max_step_tokens, self._config.allow_inexact)
+        if draft is None:
+            return _by_torch(model), None
+        # The target's own check will do for both, see above.
+        draft.use_exact_activations()
+        draft.use_product(product)
+        return _by_torch(model), _by_torch(draft)
 
 
-def _only_native(config: EngineConfig) -> str:
+def _demand(config: EngineConfig) -> str:
     """What was asked for that torch cannot do, in words; empty for nothing."""
     if config.quantize != "none":
         return f"quantize is {config.quantize!r}"
-    return "" if config.kv_cache == "auto" else f"kv_cache is {config.kv_cache!r}"
+    if config.kv_cache != "auto":
+        return f"kv_cache is {config.kv_cache!r}"
+    return "backend is 'native'" if config.backend == "native" else ""
 
 
 def default_threads() -> int:
@@ -68,36 +107,8 @@ def default_threads() -> int:
     return max(1, (os.cpu_count() or 2) - 1)
 
 
-def _open_native(
-    model: GPT, draft: GPT | None, config: EngineConfig, num_threads: int
-) -> tuple[Backend, Backend | None]:
-    library = open_library()
-
-    def lowered(model: GPT) -> tuple[Backend, Callable[[int, int], Runner]]:
-        lowering = Lowering(model, library, config.quantize, config.kv_cache)
-
-        def new_runner(num_blocks: int, num_threads: int) -> Runner:
-            return NativeRunner(NativeModel(lowering, num_blocks, num_threads))
-
-        name = f"native {NativeModel(lowering, 1, 1).instruction_set}"
-        return Backend(
-            name, lowering.bytes_per_block, lambda num_blocks: new_runner(num_blocks, num_threads)
-        ), new_runner
-
-    backend, new_runner = lowered(model)
-    if not is_exact(new_runner, config.max_step_tokens, num_threads):
-        raise InexactBackendError("rows depend on their neighbours")
-    return backend, None if draft is None else lowered(draft)[0]
-
-
-def _open_torch(model: GPT, draft: GPT | None, config: EngineConfig) -> tuple[Backend, Backend | None]:
-    product = make_exact(model, config.max_step_tokens, config.allow_inexact)
-    if draft is None:
-        return _by_torch(model), None
-    # Its tokens prove right or wrong whatever their last bits: the target's own check will do for both.
-    draft.use_exact_activations()
-    draft.use_product(product)
-    return _by_torch(model), _by_torch(draft)
+def _new_runner(lowering: Lowering) -> Callable[[int, int], Runner]:
+    return lambda num_blocks, num_threads: NativeRunner(NativeModel(lowering, num_blocks, num_threads))
 
 
 def _by_torch(model: GPT) -> Backend:

@@ -13,7 +13,7 @@ from model.fingerprint import checkpoint_fingerprint
 from model.memory import available_bytes
 from model.paged import BLOCK_SIZE
 from model.tokenizer import Tokenizer
-from server.engine.backend import Backend, open_backend
+from server.engine.backend import Backend, Backends
 from server.engine.block_pool import BlockPool
 from server.engine.config import EngineConfig
 from server.engine.core import EngineCore
@@ -31,8 +31,12 @@ logger = logging.getLogger(__name__)
 _KV_SHARE = 0.25
 
 
-def load_engine(checkpoint: Path, config: EngineConfig, draft: Path | None = None) -> EngineCore:
+def load_engine(
+    checkpoint: Path, config: EngineConfig, draft: Path | None = None, backends: Backends | None = None
+) -> EngineCore:
     """Load a checkpoint folder and prepare it for serving; `draft` is a smaller model that guesses ahead of it.
+
+    `backends` are those of the whole process, where it loads several models.
 
     Raises CheckpointError for a folder that cannot be served, ValueError for a configuration the machine cannot meet or
     a draft with another vocabulary, and InexactBackendError when the exactness check fails.
@@ -43,7 +47,7 @@ def load_engine(checkpoint: Path, config: EngineConfig, draft: Path | None = Non
     model = load_checkpoint(checkpoint, dtype, device)
     draft_model = None if draft is None else load_draft(draft, checkpoint, dtype, device)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    backend, draft_backend = open_backend(model, draft_model, config)
+    backend, draft_backend = (backends or Backends(config)).open(model, draft_model)
     bytes_per_block = sum(one.bytes_per_block for one in (backend, draft_backend) if one is not None)
     num_blocks = _size_cache(model_config, config, bytes_per_block, device)
     tokenizer = Tokenizer.load(checkpoint)

@@ -1,4 +1,4 @@
-"""The back ends under test: what computes the models of a test, and the mark for modules that run on each of them."""
+"""The back ends under test: what computes the models of a test, and the marks of modules that concern several."""
 
 from collections.abc import Callable
 
@@ -25,8 +25,9 @@ def natively(model: GPT, num_blocks: int, clock: Clock) -> Runner:
 
 
 BACKENDS: dict[str, Callable[[GPT, int, Clock], Runner]] = {"torch": by_torch, "native": natively}
-# As `pytestmark`: every test of the module runs on each back end. Elsewhere torch computes.
+# As `pytestmark`: the tests of the module run on each back end, or on the native one. All others run on torch.
 on_every_backend = pytest.mark.parametrize("backend", BACKENDS, indirect=True, scope="module")
+natively_only = pytest.mark.parametrize("backend", ["native"], indirect=True, scope="module")
 
 
 class Chosen:

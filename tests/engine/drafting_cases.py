@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from backends import BACKENDS, Chosen
 from engine_driver import Result, Ticks
 from tiny_models import VOCAB_SIZE
 
@@ -13,7 +14,6 @@ from server.engine.drafting.speculator import DraftingSpeculator
 from server.engine.params import SamplingParams
 from server.engine.scheduler import Chunk
 from server.engine.sequence import Sequence as EngineSequence
-from server.engine.torch_runner import TorchRunner
 from server.engine.types import DraftMethod, SequenceRequest, Speculation, StepStats
 
 NUM_BLOCKS = 400
@@ -24,9 +24,11 @@ KINDS = {
 }
 
 
-def draft_model(model: GPT, num_blocks: int = NUM_BLOCKS, max_step_tokens: int = 512) -> DraftModel:
+def draft_model(
+    model: GPT, num_blocks: int = NUM_BLOCKS, max_step_tokens: int = 512, backend: str | None = None
+) -> DraftModel:
     clock = Ticks()
-    return DraftModel(TorchRunner(model, num_blocks, clock), max_step_tokens, clock)
+    return DraftModel(BACKENDS[backend or Chosen.name](model, num_blocks, clock), max_step_tokens, clock)
 
 
 def drafting_by(model: GPT, num_blocks: int = NUM_BLOCKS) -> DraftingSpeculator:

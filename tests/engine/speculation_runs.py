@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from backends import BACKENDS
 from drafting_cases import draft_model
 from engine_driver import EOS, Result, Run, Ticks, drain, engine_info, preempt
 from speculation_cases import Batch, Case, follow_ups
@@ -29,7 +30,6 @@ from server.engine.scheduler import Chunk, Scheduler
 from server.engine.selfcheck import make_exact
 from server.engine.sequence import Sequence as EngineSequence
 from server.engine.speculation import NoSpeculation, Speculator
-from server.engine.torch_runner import TorchRunner
 from server.engine.types import SequenceRequest
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
@@ -157,7 +157,8 @@ class Laboratory:
             return pending
 
         info = engine_info(model.config.vocab_size, context_length, num_blocks)
-        return EngineCore(info, TorchRunner(model, num_blocks, clock), scheduler, clock, speculator, compiled)
+        runner = BACKENDS[_backend(batch)](model, num_blocks, clock)
+        return EngineCore(info, runner, scheduler, clock, speculator, compiled)
 
     def _speculator(self, batch: Batch, truth: Truth) -> DraftingSpeculator:
         if batch.source in ("right", "wrong", "mixed"):
@@ -166,7 +167,7 @@ class Laboratory:
         family = batch.family if batch.source == "itself" else f"draft of {batch.source}"
         model = self._model(family, batch.is_bfloat16)
         around = batch.surroundings
-        return DraftingSpeculator(draft_model(model, around.num_blocks, around.max_step_tokens))
+        return DraftingSpeculator(draft_model(model, around.num_blocks, around.max_step_tokens, _backend(batch)))
 
     def _model(self, family: str, is_bfloat16: bool) -> GPT:
         key = (family, is_bfloat16)
@@ -180,6 +181,11 @@ class Laboratory:
             table = Tokenizer.load(CHECKPOINTS / "shakespeare-char") if is_trained else Letters()
             self._compilers[is_trained] = GrammarCompiler(table, batch.vocab_size)
         return self._compilers[is_trained]
+
+
+def _backend(batch: Batch) -> str:
+    """Half of the batches on each, of every source and shape."""
+    return "torch" if (batch.seed // 2 + len(batch.source)) % 2 else "native"
 
 
 def _load(family: str, dtype: torch.dtype) -> GPT:

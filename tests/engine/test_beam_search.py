@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from backends import on_every_backend
 from beam_oracle import beam_oracle
-from engine_driver import EOS, Result, Run, decode, drain, engine_core, preempt
+from engine_driver import EOS, Result, Run, decode, drain, engine_core, holds_only_finite, preempt
 from request_mix import request_mix
 from tiny_models import FAMILIES, VOCAB_SIZE, tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -19,6 +20,7 @@ from server.engine.params import ParameterError, SamplingParams
 from server.engine.selfcheck import make_exact
 from server.engine.types import BeamSearch, Guidance, SequenceRequest
 
+pytestmark = on_every_backend
 ENDINGS = tuple(range(3, 16))  # of the comparison with transformers, and what fills its rows up
 PADDING = 1
 
@@ -74,7 +76,7 @@ def model() -> GPT:
 
 
 @pytest.fixture(scope="module")
-def expected(model: GPT) -> dict[int, Result]:
+def expected(model: GPT, backend: str) -> dict[int, Result]:
     """Every search with an engine to itself."""
     results: dict[int, Result] = {}
     for first in sorted({request.id // 10 for request in SEARCHES}):
@@ -358,7 +360,7 @@ def test_numbers_that_are_not_finite_end_the_whole_search(chunk: int, prompt: tu
     results = decode(core, [*ranks(SequenceRequest(0, prompt, biased, beams=BeamSearch(3))), mate]).results
     assert {results[rank].finish_reason for rank in range(3)} == {"error"}
     assert results[10] == decode(engine_core(model), [mate]).results[10]
-    assert core._runner.cache.keys.isfinite().all()
+    assert holds_only_finite(core)
     assert not core.scheduler.has_work
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
+from backends import on_every_backend
 from engine_driver import EOS, Result, Run, decode, drain, engine_core, preempt
 from request_mix import request_mix
 from sampler_oracle import greedy, log_softmax
@@ -15,6 +16,7 @@ from server.engine.core import EngineCore
 from server.engine.params import ParameterError, SamplingParams
 from server.engine.types import SequenceRequest
 
+pytestmark = on_every_backend
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
 
 

@@ -5,16 +5,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from drafting_cases import KINDS, Oracle, drafting_by, prompt, requests_of, speculating
+from backends import on_every_backend
+from drafting_cases import KINDS, Oracle, draft_model, drafting_by, prompt, requests_of, speculating
 from engine_driver import Result, Run, decode, engine_core, preempt
 from tiny_models import FAMILIES, GQA, tiny_model
 
 from model.gpt import GPT
 from server.engine.core import EngineCore
+from server.engine.drafting.draft_model import DraftModel
 from server.engine.drafting.speculator import DraftingSpeculator
 from server.engine.params import SamplingParams
+from server.engine.runner import StepResult
 from server.engine.types import DraftMethod, SequenceRequest
 
+pytestmark = on_every_backend
 STRANGER = replace(GQA, num_layers=1, hidden_size=32, num_heads=2, num_kv_heads=1)
 
 
@@ -34,7 +38,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def plain(target: GPT, kind: str) -> Mapping[int, Result]:
+def plain(target: GPT, kind: str, backend: str) -> Mapping[int, Result]:
     return decode(engine_core(target), requests_of(kind)).results
 
 
@@ -153,29 +157,30 @@ def test_a_draft_model_with_a_shorter_context_stops_at_its_end(target: GPT) -> N
     assert run.outputs[-10].num_drafted == 0
 
 
-def damage(model: GPT) -> GPT:
+def damaged(model: GPT) -> DraftModel:
     with torch.no_grad():
         model.embedding.weight[1:8] = float("nan")
-    return model
+    return draft_model(model)
 
 
-def broken(model: GPT) -> GPT:
-    def raising(*args: object) -> torch.Tensor:
+def broken(model: GPT) -> DraftModel:
+    def raising(*args: object) -> StepResult:
         raise RuntimeError("out of memory")
 
-    model.forward = raising  # type: ignore[method-assign,assignment]
-    return model
+    drafts = draft_model(model)
+    drafts._runner.run = raising  # type: ignore[method-assign]
+    return drafts
 
 
-@pytest.mark.parametrize("harm", [damage, broken])
+@pytest.mark.parametrize("harmed", [damaged, broken])
 def test_a_draft_model_that_fails_drafts_no_more_and_changes_nothing(
     target: GPT,
     plain: Mapping[int, Result],
     kind: str,
-    harm: Callable[[GPT], GPT],
+    harmed: Callable[[GPT], DraftModel],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    speculator = drafting_by(harm(tiny_model(STRANGER, seed=9)))
+    speculator = DraftingSpeculator(harmed(tiny_model(STRANGER, seed=9)))
     core = engine_core(target, speculator=speculator)
     requests = [*speculating(requests_of(kind)[:2], "draft"), *speculating(requests_of(kind)[2:], "auto")]
     run = decode(core, requests)

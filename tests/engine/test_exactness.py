@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from backends import on_every_backend
 from engine_driver import Disturbance, Result, decode, decode_arriving, drain, engine_core, preempt
 from request_mix import request_mix, several
 from tiny_models import CORNERS, FAMILIES, tiny_model
@@ -15,6 +16,7 @@ from model.gpt import GPT
 from server.engine.core import EngineCore
 from server.engine.types import SequenceRequest
 
+pytestmark = on_every_backend
 DTYPES = (torch.float32, torch.bfloat16)
 # Half of the matrix by default, each family and each precision in it; the rest with the slow tests.
 BY_DEFAULT = {("gpt", torch.float32), ("gqa", torch.bfloat16), ("moe", torch.float32)}
@@ -43,7 +45,7 @@ def alone(model: GPT, requests: list[SequenceRequest]) -> dict[int, Result]:
 
 
 @pytest.fixture(scope="module", params=MATRIX)
-def case(request: pytest.FixtureRequest) -> Case:
+def case(request: pytest.FixtureRequest, backend: str) -> Case:
     name, dtype = request.param
     model = tiny_model(FAMILIES[name], dtype)
     return Case(model, alone(model, REQUESTS))

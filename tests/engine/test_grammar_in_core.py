@@ -12,6 +12,7 @@ from typing import NoReturn
 import jsonschema
 import pytest
 import torch
+from backends import natively_only, new_runner
 from drafting_cases import NUM_BLOCKS, drafting_by
 from engine_driver import Result, Run, decode, drain, engine_info
 from grammar_cases import REGEXES, random_schema
@@ -26,9 +27,9 @@ from server.engine.grammar_spec import Grammar
 from server.engine.params import SamplingParams
 from server.engine.scheduler import Scheduler
 from server.engine.selfcheck import make_exact
-from server.engine.torch_runner import TorchRunner
 from server.engine.types import SequenceRequest, Speculation
 
+pytestmark = natively_only
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 TARGET, DRAFT = CHECKPOINTS / "shakespeare-char", CHECKPOINTS / "shakespeare-draft"
 SCHEMAS = [json.dumps(random_schema(random.Random(seed), 2)) for seed in range(100)]
@@ -45,7 +46,7 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def core(tokenizer: Tokenizer) -> Iterator[EngineCore]:
+def core(tokenizer: Tokenizer, backend: str) -> Iterator[EngineCore]:
     """The shipped model with its draft."""
     target, draft = (load_checkpoint(folder, torch.float32, torch.device("cpu")) for folder in (TARGET, DRAFT))
     for model in (target, draft):
@@ -53,7 +54,7 @@ def core(tokenizer: Tokenizer) -> Iterator[EngineCore]:
     compiler = GrammarCompiler(tokenizer, target.config.vocab_size)
     info = engine_info(target.config.vocab_size, target.config.context_length, NUM_BLOCKS, tokenizer.eos_token_ids)
     scheduler = Scheduler(BlockPool(NUM_BLOCKS), 64, 512)
-    runner, speculator = TorchRunner(target, NUM_BLOCKS), drafting_by(draft)
+    runner, speculator = new_runner(target, NUM_BLOCKS, time.monotonic), drafting_by(draft)
     yield EngineCore(info, runner, scheduler, time.monotonic, speculator, compiler.start)
     compiler.close()
 

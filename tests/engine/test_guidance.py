@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engine_driver import Result, decode, drain, engine_core, preempt
+from backends import on_every_backend
+from engine_driver import Result, decode, drain, engine_core, holds_only_finite, preempt
 from request_mix import request_mix
 from tiny_models import CONTEXT_LENGTH, FAMILIES, VOCAB_SIZE, tiny_model
 from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor
@@ -19,6 +20,7 @@ from server.engine.guidance import guide
 from server.engine.params import ParameterError, SamplingParams
 from server.engine.types import Guidance, SequenceRequest
 
+pytestmark = on_every_backend
 GREEDY = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
 
 
@@ -43,7 +45,7 @@ def model() -> GPT:
 
 
 @pytest.fixture(scope="module")
-def expected(model: GPT) -> dict[int, Result]:
+def expected(model: GPT, backend: str) -> dict[int, Result]:
     return alone(model, REQUESTS)
 
 
@@ -200,7 +202,7 @@ def test_numbers_that_are_not_finite_end_both(chunk: int, is_leader: bool) -> No
     core = engine_core(model, max_step_tokens=chunk, max_running=min(chunk, 64))
     results = decode(core, [SequenceRequest(0, prompt, GREEDY, guidance=Guidance(negative, 2.0)), mate]).results
     assert results == {0: Result(finish_reason="error")} | alone(model, [mate])
-    assert core._runner.cache.keys.isfinite().all()
+    assert holds_only_finite(core)
 
 
 def test_no_output_asked_for_is_none_computed(model: GPT) -> None:

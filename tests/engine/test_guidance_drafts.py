@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
+from backends import on_every_backend
 from drafting_cases import Oracle, drafting_by, requests_of, speculating
-from engine_driver import Disturbance, Result, Run, decode, drain, engine_core, leave_alone, preempt
+from engine_driver import Disturbance, Result, Run, decode, drain, engine_core, holds_only_finite, leave_alone, preempt
 from request_mix import request_mix
 from test_guidance import GREEDY, REQUESTS, alone
 from tiny_models import FAMILIES, VOCAB_SIZE, tiny_model
@@ -21,6 +22,7 @@ from server.engine.tracing_types import TokenTrace, TraceOptions
 from server.engine.types import MAX_DRAFT_TOKENS, DraftMethod, Guidance, SequenceRequest
 
 # Guided requests of every kind, and some of few different tokens, where lookups find something.
+pytestmark = on_every_backend
 DRAFTING = [
     *REQUESTS,
     *(
@@ -75,7 +77,7 @@ def model() -> GPT:
 
 
 @pytest.fixture(scope="module")
-def undrafted(model: GPT) -> dict[int, Result]:
+def undrafted(model: GPT, backend: str) -> dict[int, Result]:
     return alone(model, DRAFTING)
 
 
@@ -201,7 +203,7 @@ def test_drafts_that_are_not_finite_are_undone_in_both(is_leader_fine: bool, mon
     run = decode(core, speculating([request], "draft"))
     assert run.results == expected
     assert len(run.stats) == 1 + 20
-    assert core._runner.cache.keys.isfinite().all()
+    assert holds_only_finite(core)
 
 
 def spoil_companions_drafts(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> None:

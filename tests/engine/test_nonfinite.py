@@ -51,6 +51,13 @@ def test_only_the_poisoned_sequence_ends_with_an_error(poisoned: GPT) -> None:
         assert holds_only_finite(core)
 
 
+def test_poison_left_in_its_blocks_would_be_found(poisoned: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = engine_core(poisoned)
+    monkeypatch.setattr(core._runner, "scrub", lambda blocks: None)
+    decode(core, [sick(1, tuple(range(40)), 0)])
+    assert not holds_only_finite(core)
+
+
 def test_a_poisoned_prompt_logprob_is_an_error_too(poisoned: GPT) -> None:
     given = sick(1, tuple(range(20)), 5)
     described = replace(given, params=replace(PARAMS, prompt_logprobs=1, max_tokens=0))

@@ -1,6 +1,7 @@
 """The engine against the reference decoder, which has no cache, no batch and no step."""
 
 import pytest
+from backends import on_every_backend
 from engine_driver import EOS, decode, engine_core
 from request_mix import request_mix
 from tiny_models import FAMILIES, VOCAB_SIZE, tiny_model
@@ -11,6 +12,8 @@ from model.reference import Choose, generate
 from server.engine import sampler
 from server.engine.sampler import DecodingState, Row
 from server.engine.types import SequenceRequest
+
+pytestmark = on_every_backend
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))

@@ -1,13 +1,13 @@
 """The native step against the torch forward, for every configuration field."""
 
 import copy
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from native_models import native_model
 
-from model.config import ModelConfig
+from model.config import CHOICES, ModelConfig
 from model.gpt import GPT, initialise
 from model.paged import Span
 from server.engine.torch_runner import TorchRunner
@@ -55,9 +55,11 @@ VARIANTS = {
     "moe": replace(BASE, num_experts=5, num_experts_per_token=2),
     "moe, all": replace(BASE, num_experts=3, num_experts_per_token=3, feed_forward="gelu", feed_forward_bias=True),
     "moe, post-norm": replace(BASE, num_experts=4, num_experts_per_token=1, norm_placement="post"),
+    "deep and short": replace(BASE, num_layers=5, context_length=128),
     "epsilon": replace(BASE, norm_epsilon=0.1, rope_theta=77.0),
 }
 SETS = ("avx512", "avx2", "portable")
+FLAGS = dict.fromkeys(("attention_bias", "feed_forward_bias", "qk_norm", "tie_embeddings"), (False, True))
 
 
 def random_model(config: ModelConfig, dtype: torch.dtype) -> GPT:
@@ -81,6 +83,14 @@ def steps(config: ModelConfig):
     yield tokens(93), [Span(0, 70, a), Span(0, 23, b)], list(range(93))
     yield tokens(31), [Span(70, 30, a), Span(23, 1, b)], [0, 29, 30, 30]
     yield tokens(9), [Span(100, 1, a), Span(24, 7, b), Span(0, 1, c)], [8, 0, 4]
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(ModelConfig)])
+def test_every_field_of_the_configuration_is_compared(field: str) -> None:
+    """All it can be where that is a few things, and at least two values of it where it is a number."""
+    compared = {getattr(config, field) for config in VARIANTS.values()}
+    assert len(compared) > 1
+    assert compared >= set({**CHOICES, **FLAGS}.get(field, ()))
 
 
 @pytest.mark.parametrize("instruction_set", SETS)
