@@ -139,7 +139,9 @@ async def test_a_sane_request_id_comes_back_and_others_are_replaced(client: http
     assert all(made_id.startswith("req-") for made_id in made)
 
 
-async def test_the_fingerprint_is_stable_and_tells_checkpoints_formats_and_devices_apart(engine: FakeEngine) -> None:
+async def test_the_fingerprint_is_stable_and_tells_checkpoints_formats_devices_and_back_ends_apart(
+    engine: FakeEngine,
+) -> None:
     prints = []
     changes = (
         {"dtype": "bfloat16"},

@@ -41,12 +41,13 @@ def test_without_arguments_every_setting_has_its_default() -> None:
 def test_every_flag_reaches_its_setting() -> None:
     flags = "--model a=/x --model /y --host ::1 --port 0 --api-key k1 --api-key k2 --max-queue 9 --drain-seconds 1.5"
     engine = "--device cpu --dtype bfloat16 --num-blocks 77 --max-running 5 --max-step-tokens 50 --threads 1"
-    engine += " --quantize int8 --kv-cache int8"
+    engine += " --backend native --quantize int8 --kv-cache int8"
     config = parse_arguments(f"{flags} {engine} --log-level debug --log-format json --access-log".split())
     assert config.models.model == ("a=/x", "/y")
     assert config.engine == EngineConfig(
         "cpu",
         "bfloat16",
+        "native",
         num_blocks=77,
         max_running=5,
         max_step_tokens=50,

@@ -50,7 +50,7 @@ EVERY_PARAMETER = SamplingParams(
     [
         Configure(
             (ModelSource("a", "/x"), ModelSource("b", "/y")),
-            EngineConfig("cpu", "float32", 9, 2, 8, 1),
+            EngineConfig("cpu", "float32", "torch", num_blocks=9, max_running=2, max_step_tokens=8, threads=1),
             "debug",
             "json",
         ),
