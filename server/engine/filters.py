@@ -14,23 +14,29 @@ from torch import Tensor
 
 HIDDEN = float("-inf")
 
+# The largest weight is 2 ** 44: a vocabulary of 500,000 adds up to less than 2 ** 63.
+_WEIGHT_BITS = 44
+# What is as unlikely as this weighs nothing.
+_LEAST_EXPONENT = -40.0
+_EXPONENTIAL = tuple(1.0 / math.factorial(k) for k in range(12, 0, -1))
+
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
     """Divide positive logits of seen tokens by the penalty and multiply negative ones (Keskar et al. 2019).
 
-    seen [rows, vocab] bool (prompt and output).
+    seen (prompt and output) has the shape of the logits.
     """
     penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(seen, penalised, logits)
 
 
 def penalise_frequency(logits: Tensor, counts: Tensor, penalty: Tensor) -> Tensor:
-    """OpenAI's frequency penalty: subtract it once per occurrence; counts [rows, vocab] of the output."""
+    """OpenAI's frequency penalty: subtract it once per occurrence in the output."""
     return logits - penalty * counts
 
 
 def penalise_presence(logits: Tensor, counts: Tensor, penalty: Tensor) -> Tensor:
-    """OpenAI's presence penalty: subtract it from what occurs; counts [rows, vocab] of the output."""
+    """OpenAI's presence penalty: subtract it from what occurs in the output."""
     return logits - penalty * (counts > 0)
 
 
@@ -68,15 +74,32 @@ def keep_top_p(logits: Tensor, p: Tensor) -> Tensor:
     """Keep the smallest set of most likely tokens whose probability reaches p, and ties with its last (nucleus
     sampling, Holtzman et al. 2020)."""
     ordered = logits.sort(dim=-1, descending=True).values
-    cumulative = ordered.double().softmax(-1).cumsum(-1)
+    cumulative = integer_weights(ordered).cumsum(-1)
+    target = p.double() * cumulative[:, -1:].double()
     # The first index where the sum reaches p; the last one if rounding keeps the sum below it.
-    last = (cumulative < p).sum(-1, keepdim=True).clamp_max(logits.shape[-1] - 1)
+    last = (cumulative.double() < target).sum(-1, keepdim=True).clamp_max(logits.shape[-1] - 1)
     return logits.masked_fill(logits < ordered.gather(-1, last), HIDDEN)
+
+
+def integer_weights(logits: Tensor) -> Tensor:
+    """exp(logit - maximum) in units of 2 ** -44 [rows, vocab] int64, rounded down.
+
+    The sum of integers does not depend on their order: who adds them up without sorting gets the same. For that the
+    exponential is written out, too: exp(n log 2 + r) = 2 ** n * sum of r ** k / k!, |r| at most log(2) / 2.
+    """
+    exponents = (logits.double() - logits.amax(-1, keepdim=True).double()).clamp_min_(_LEAST_EXPONENT)
+    doublings = (exponents * (1.0 / math.log(2.0))).round_()
+    rest = exponents.sub_(doublings * math.log(2.0))
+    series = rest * _EXPONENTIAL[0]
+    for coefficient in _EXPONENTIAL[1:]:
+        series.add_(coefficient).mul_(rest)
+    powers = (doublings.long() + (_WEIGHT_BITS + 1023) << 52).view(torch.float64)
+    return series.add_(1.0).mul_(powers).long()
 
 
 def keep_min_p(logits: Tensor, p: Tensor) -> Tensor:
     """Keep tokens at least p times as likely as the most likely one (Nguyen et al. 2024)."""
-    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + p.log(), HIDDEN)
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + _log(p).float(), HIDDEN)
 
 
 def keep_typical(logits: Tensor, p: Tensor) -> Tensor:

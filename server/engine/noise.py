@@ -1,8 +1,11 @@
 """Counter-based noise: a pure function of (seed, position, token id), so that a choice never depends on other requests.
 
-Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) in torch integer arithmetic.
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) in torch integer arithmetic. What
+follows it takes only exactly rounded operations, in a written order: any other program that takes the same ones, on any
+processor, gets the same bits. `model/native/csrc/noise.h` is such a program.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,9 +21,8 @@ COIN_STREAM = 1
 
 # Counters are worked off in batches whose temporaries stay in the second-level cache.
 _BATCH = 4096
-# Batches are filled up to a multiple of this many counters, because a vectorised logarithm and the scalar one that
-# finishes an uneven tail may differ in the last bit.
-_TILE = 16
+# Of the inverse hyperbolic tangent's series, as far as the doubles can tell: z ** 11 / 23 is less than 2 ** -58.
+_ATANH = tuple(1.0 / odd for odd in range(21, 1, -2))
 
 # The noise of a 32-bit uniform lies between -log(33 log 2) and 33 log 2: a logit this far below another cannot win.
 REACH = 26.1
@@ -74,10 +76,27 @@ def uniform_noise(seeds: Sequence[int], positions: Sequence[int], stream: int) -
     return uniform
 
 
+def logarithm(x: Tensor) -> Tensor:
+    """Of positive float64 numbers: log(m * 2 ** e) = e log 2 + 2 atanh((m - 1) / (m + 1)), m around 1.
+
+    A library's own is faster, but no two libraries round alike, and some round the end of a tensor unlike the rest.
+    """
+    mantissa, exponent = torch.frexp(x)
+    is_low = mantissa < math.sqrt(0.5)
+    mantissa = torch.where(is_low, mantissa * 2.0, mantissa)
+    ratio = (mantissa - 1.0).div_(mantissa.add_(1.0))
+    square = ratio * ratio
+    series = square * _ATANH[0]
+    for coefficient in _ATANH[1:]:
+        series.add_(coefficient).mul_(square)
+    ratio.add_(ratio)
+    series.mul_(ratio).add_(ratio)
+    return (exponent.double() - is_low.double()).mul_(math.log(2.0)).add_(series)
+
+
 def _gumbel_batch(seeds: Tensor, positions: Tensor, counters: Tensor) -> Tensor:
-    count = len(seeds)
-    words = torch.zeros(6, count + -count % _TILE, dtype=torch.int64, device=seeds.device)
-    words[0, :count], words[1, :count] = counters, positions
-    words[4, :count], words[5, :count] = seeds & _MASK, (seeds >> 32) & _MASK
+    words = torch.zeros(6, len(seeds), dtype=torch.int64, device=seeds.device)
+    words[0], words[1] = counters, positions
+    words[4], words[5] = seeds & _MASK, (seeds >> 32) & _MASK
     uniform = philox(words[:4], words[4:]).double().add_(0.5).mul_(2.0**-32)  # never 0 or 1
-    return uniform.log_().neg_().log_().neg_().T[:count]
+    return logarithm(logarithm(uniform).neg_()).neg_().T
