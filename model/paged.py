@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,11 +45,11 @@ def kv_bytes_per_block(config: ModelConfig, dtype: torch.dtype) -> int:
     return 2 * config.num_layers * config.num_kv_heads * BLOCK_SIZE * config.head_dim * dtype.itemsize
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Consecutive tokens of one sequence that this step computes: positions start .. start + length - 1.
 
-    `blocks` is the sequence's block table, covering at least positions 0 .. start + length - 1.
+    `blocks` is the sequence's block table, covering at least positions 0 .. start + length - 1. A tuple, as one is made
+    for every sequence and step: it costs a third of a frozen dataclass.
     """
 
     start: int

@@ -138,7 +138,10 @@ class Lowering:
         up_rows = self._up_rows(self.config.intermediate_size)
         if isinstance(feed_forward, MixtureOfExperts):
             # A router's products are small, and its choice between near equals is what quantisation would harm most.
-            router, chosen = self._plain(feed_forward.router.weight, feed_forward.router.bias), feed_forward.num_experts_per_token
+            router, chosen = (
+                self._plain(feed_forward.router.weight, feed_forward.router.bias),
+                feed_forward.num_experts_per_token,
+            )
             up_bias, down_bias = feed_forward.up_bias, feed_forward.down_bias
             experts = range(feed_forward.up.shape[0])
             ups = [self._product(feed_forward.up[e], None if up_bias is None else up_bias[e], up_rows) for e in experts]

@@ -27,7 +27,7 @@ from server.engine.speculation import NoSpeculation, Speculator
 from server.engine.step_stats import StepTimes, step_stats
 from server.engine.tracing import Tracing
 from server.engine.types import EngineInfo, FinishReason, SequenceOutput, SequenceRequest, StepOutput, TokenLogprob
-from server.engine.verify import describe_chosen, verify
+from server.engine.verify import Choose, choose_by_torch, describe_chosen, verify
 
 _NOT_FINITE = "The model produced numbers that are not finite."
 # How long a step without other work waits for a grammar before it looks for new requests again.
@@ -40,14 +40,6 @@ class Turn(NamedTuple):
     chunk: Chunk
     drafts: tuple[int, ...]
     wanted: range  # of positions: prompt logprobs not yet reported, the latest token, the drafts
-
-    @property
-    def span(self) -> Span:
-        return Span(self.chunk.start, self.chunk.length + len(self.drafts), self.chunk.sequence.blocks)
-
-    @property
-    def tokens(self) -> list[int]:
-        return [*self.chunk.sequence.tokens[self.chunk.start : self.chunk.end], *self.drafts]
 
 
 @dataclass
@@ -71,11 +63,13 @@ class EngineCore:
         clock: Callable[[], float],
         speculator: Speculator | None = None,
         start_grammar: StartGrammar = no_grammars,
+        choose: Choose = choose_by_torch,
     ) -> None:
         self.info = info
         self.scheduler = scheduler
         self._runner = runner
         self._clock = clock
+        self._choose_tokens = choose
         self._speculator: Speculator = speculator or NoSpeculation()
         self._decodings: dict[int, Decoding] = {}
         self._tracing = Tracing()
@@ -170,17 +164,18 @@ class EngineCore:
         """Compute the turns, with logits of the wanted positions; None when there is nothing to compute."""
         tokens: list[int] = []
         rows: list[int] = []
-        for turn in turns:
-            sequence = turn.chunk.sequence
+        spans: list[Span] = []
+        for (sequence, start, length, _), drafts, wanted in turns:
             if sequence.scheduled_at is None:
                 sequence.scheduled_at = now
                 sequence.num_cached_tokens = sequence.num_computed
-            first_row = len(tokens) - turn.chunk.start
-            rows += [first_row + position for position in turn.wanted]
-            tokens += turn.tokens
+            first_row = len(tokens) - start
+            rows += range(first_row + wanted.start, first_row + wanted.stop)
+            tokens += sequence.tokens[start : start + length]
+            tokens += drafts
+            spans.append(Span(start, length + len(drafts), sequence.blocks))
         if not tokens:
             return None
-        spans = [turn.span for turn in turns]
         if self._tracing and (watch := self._tracing.watch(zip((turn.chunk for turn in turns), spans, strict=True))):
             return self._runner.run(tokens, spans, rows, watch)
         return self._runner.run(tokens, spans, rows)
@@ -188,15 +183,17 @@ class EngineCore:
     def _decide(self, turns: Sequence[Turn], result: StepResult) -> list[SequenceOutput]:
         """Report prompt logprobs, and choose tokens for every chunk that ends its sequence."""
         finite_rows = result.logits.sum(-1).isfinite().tolist()
+        is_finite = all(finite_rows) and all(result.is_finite)
         ready = Ready()
         row = token = 0
         for turn in turns:
-            first, row = row, row + len(turn.wanted)
-            first_token, token = token, token + turn.chunk.length + len(turn.drafts)
-            if turn.chunk.sequence.num_computed < turn.chunk.end:
+            chunk, drafts, wanted = turn
+            first, row = row, row + len(wanted)
+            first_token, token = token, token + chunk.length + len(drafts)
+            if chunk.sequence.num_computed < chunk.start + chunk.length:
                 continue  # a sequence it chooses with has just failed, and this one has lost its blocks, too
-            if all(finite_rows[first:row]) and all(result.is_finite[first_token:token]):
-                self._land(turn, first, result.logits[first:row], ready)
+            if is_finite or (all(finite_rows[first:row]) and all(result.is_finite[first_token:token])):
+                self._land(turn, first, result.logits, ready)
             else:
                 ready.outputs += self._not_finite(turn)
         for search in ready.searches:
@@ -210,30 +207,34 @@ class EngineCore:
     def _land(self, turn: Turn, first_row: int, logits: Tensor, ready: Ready) -> None:
         """Report what a chunk says of its prompt, and note whether its sequence is ready to choose.
 
-        `logits` [wanted, vocab] are the step's from `first_row` on. One that chooses together with others holds them.
+        Its rows of the step's `logits` [rows, vocab] begin at `first_row`. One that chooses together with others holds
+        them.
         """
-        sequence = turn.chunk.sequence
+        chunk, drafts, wanted = turn
+        sequence = chunk.sequence
         search, pair = self._searches.of(sequence), self._guided.of(sequence)
-        num_choosing = 1 + len(turn.drafts)
-        wants_described = sequence.request.params.prompt_logprobs is not None
-        if wants_described and (described := describe_prompt(turn.chunk, logits)):
+        end_row = first_row + len(wanted)
+        if sequence.request.params.prompt_logprobs is not None and (
+            described := describe_prompt(chunk, logits[first_row:end_row])
+        ):
             output = replace(_output(sequence), prompt_logprobs=described)
             ready.outputs += [output] if search is None else [replace(output, id=id_) for id_ in search.followers]
-        if not turn.chunk.is_last:
+        if not chunk.is_last:
             return
+        choosing_row = end_row - 1 - len(drafts)
         if search is not None:
-            ready.searches += [search] if search.hold(sequence, logits[-1]) else []
+            ready.searches += [search] if search.hold(sequence, logits[end_row - 1]) else []
         elif pair is not None:
-            ready.pairs += [(pair, turn.drafts)] if pair.hold(sequence, logits[-num_choosing:]) else []
+            ready.pairs += [(pair, drafts)] if pair.hold(sequence, logits[choosing_row:end_row]) else []
         elif sequence.num_remaining:
-            row = first_row + len(logits) - num_choosing
-            ready.verifications.append(Verification(self._decodings[sequence.request.id], row, turn.drafts))
+            ready.verifications.append(Verification(self._decodings[sequence.request.id], choosing_row, drafts))
         else:
             ready.outputs.append(self._finish(_output(sequence), "length"))
 
     def _choose(self, logits: Tensor, scores: Tensor, verifications: Sequence[Verification]) -> list[SequenceOutput]:
         """Tokens are chosen by `scores` and described by `logits`, both [rows, vocab]."""
-        verify(scores, self._tracing.verify(logits, scores, verifications) if self._tracing else verifications)
+        untraced = self._tracing.verify(logits, scores, verifications) if self._tracing else verifications
+        verify(scores, untraced, self._choose_tokens)
         self._speculator.verified(verifications)
         logprobs = describe_chosen(logits, verifications)
         return [self._keep(*kept) for kept in zip(verifications, logprobs, strict=True)]
@@ -248,16 +249,18 @@ class EngineCore:
             if verification.drafts:
                 self.scheduler.advance(member, member.num_computed + verification.num_accepted)
             self.scheduler.trim(member)
-        output = SequenceOutput(
+        output = SequenceOutput(  # mostly by position, as names cost as much again
             sequence.request.id,
-            tokens=tuple(verification.tokens),
-            logprobs=logprobs,
-            stop_token=verification.stop_token,
-            num_cached_tokens=sequence.num_cached_tokens or 0,
-            scheduled_at=sequence.scheduled_at or 0.0,
-            num_drafted=len(verification.drafts),
-            num_accepted=verification.num_accepted,
-            error=verification.error,
+            tuple(verification.tokens),
+            logprobs,
+            (),
+            None,
+            verification.stop_token,
+            sequence.num_cached_tokens or 0,
+            sequence.scheduled_at or 0.0,
+            len(verification.drafts),
+            verification.num_accepted,
+            verification.error,
             blames_grammar=bool(verification.error),
             traces=verification.traces,
         )
@@ -303,11 +306,12 @@ class EngineCore:
 
 
 def _turn(chunk: Chunk, drafts: tuple[int, ...]) -> Turn:
-    sequence, params = chunk.sequence, chunk.sequence.request.params
-    end = chunk.end + len(drafts)
+    sequence, start, length, _ = chunk
+    params = sequence.request.params
+    end = start + length + len(drafts)
     if params.prompt_logprobs is not None and sequence.num_prompt_logprobs < sequence.num_prompt - 1:
-        return Turn(chunk, drafts, range(max(chunk.start, sequence.num_prompt_logprobs), end))
-    return Turn(chunk, drafts, range(chunk.end - 1 if chunk.is_last and params.max_tokens else end, end))
+        return Turn(chunk, drafts, range(max(start, sequence.num_prompt_logprobs), end))
+    return Turn(chunk, drafts, range(start + length - 1 if chunk.is_last and params.max_tokens else end, end))
 
 
 def _output(sequence: EngineSequence) -> SequenceOutput:

@@ -82,13 +82,14 @@ class Decoding:
     def row(self, ahead: int) -> Row:
         """What chooses the token `ahead` places behind the next one. Raises GrammarError."""
         sequence, params = self.sequence, self.sequence.request.params
-        is_early = sequence.num_outputs + ahead < params.min_tokens
+        position = len(sequence.tokens) + ahead
+        is_early = position - sequence.num_prompt < params.min_tokens
         withheld = (*self.ignored, *sorted(self.endings)) if is_early else self.ignored
         mask = None if self.matcher is None else self.matcher.mask()
-        return Row(params, sequence.num_tokens + ahead, withheld, self.state, mask)
+        return Row(params, position, withheld, self.state, mask)
 
 
-@dataclass
+@dataclass(slots=True)
 class Verification:
     """A sequence's turn to choose: behind its latest token, and behind each draft for as long as they prove right."""
 
@@ -109,7 +110,7 @@ class Verification:
         """
         count = len(self.drafts) + 1 - len(self.tokens) if self.decoding.is_stateless else 1
         try:
-            return [self.decoding.row(ahead) for ahead in range(count)]
+            return list(map(self.decoding.row, range(count)))
         except GrammarError as error:
             self.finish_reason, self.error = "error", str(error)
             return []
@@ -131,16 +132,13 @@ class Verification:
         self.tokens.append(token)
         if token in self.decoding.endings:
             self.finish_reason, self.stop_token = "stop", token
-        elif self._completes(token):
+        elif self.decoding.matcher is not None and self._completes(self.decoding.matcher, token):
             self.finish_reason = "stop"
         elif not sequence.num_remaining and self.finish_reason is None:
             self.finish_reason = "length"
 
-    def _completes(self, token: int) -> bool:
+    def _completes(self, matcher: Matcher, token: int) -> bool:
         """Whether the token is the last that the grammar allows."""
-        matcher = self.decoding.matcher
-        if matcher is None:
-            return False
         try:
             matcher.accept(token)
             return matcher.is_finished()

@@ -21,9 +21,11 @@ from server.engine.drafting.draft_model import DraftModel
 from server.engine.drafting.load_draft import load_draft
 from server.engine.drafting.speculator import DraftingSpeculator
 from server.engine.grammar import GrammarCompiler
+from server.engine.sampling.native import open_sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import blocks_for
 from server.engine.types import EngineInfo
+from server.engine.verify import Choose
 
 logger = logging.getLogger(__name__)
 
@@ -85,17 +87,20 @@ def load_engine(
         num_blocks,
     )
     scheduler = Scheduler(BlockPool(num_blocks), config.max_running, config.max_step_tokens)
-    speculator = _build_speculator(draft_backend, num_blocks, config.max_step_tokens)
+    choose = open_sampler(device)
+    speculator = _build_speculator(draft_backend, num_blocks, config.max_step_tokens, choose)
     grammars = GrammarCompiler(tokenizer, model_config.vocab_size)
     runner = backend.new_runner(num_blocks)
-    return EngineCore(info, runner, scheduler, time.monotonic, speculator, grammars.start)
+    return EngineCore(info, runner, scheduler, time.monotonic, speculator, grammars.start, choose)
 
 
-def _build_speculator(draft: Backend | None, num_blocks: int, max_step_tokens: int) -> DraftingSpeculator:
+def _build_speculator(
+    draft: Backend | None, num_blocks: int, max_step_tokens: int, choose: Choose
+) -> DraftingSpeculator:
     """The draft model's cache has as many blocks as the target's, as it is addressed by the same tables."""
     if draft is None:
         return DraftingSpeculator()
-    return DraftingSpeculator(DraftModel(draft.new_runner(num_blocks), max_step_tokens, time.monotonic))
+    return DraftingSpeculator(DraftModel(draft.new_runner(num_blocks), max_step_tokens, time.monotonic, choose))
 
 
 def _choose_device(config: EngineConfig) -> torch.device:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from server.engine.sampling.order import DEFAULT_ORDER, SAMPLERS, applied_stages
+from server.engine.sampling.program import program_of
 from server.engine.sampling.ranges import (
     MAX_BAD_WORDS,
     MAX_BREAKERS,
@@ -114,6 +115,11 @@ class SamplingParams:
     def stages(self) -> tuple[str, ...]:
         """The stages that are applied, in turn. Worked out once, for choices are made at every step."""
         return applied_stages(self)
+
+    @cached_property
+    def program(self) -> bytes | None:
+        """The stages as the native sampler reads them; None when it does not know them all."""
+        return program_of(self)
 
     @cached_property
     def is_constrained(self) -> bool:

@@ -4,7 +4,7 @@ Rows are computed together but never look at each other; see `sampling.stages` f
 `noise` for the draw.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -24,13 +24,19 @@ from server.engine.sampling.stages import STAGES
 from server.engine.sampling.state import DecodingState as DecodingState
 from server.engine.types import TokenLogprob
 
+Draw = Callable[[Tensor, Sequence[Row]], list[int]]
+"""From logits [rows, vocab] that all stages have been applied to, to tokens."""
 
-def choose(logits: Tensor, rows: Sequence[Row], observe: Observe = observe_nothing) -> list[int]:
+
+def choose(
+    logits: Tensor, rows: Sequence[Row], observe: Observe = observe_nothing, draw: Draw | None = None
+) -> list[int]:
     """One token id per row of logits [rows, vocab] float32, which may be changed in place; each is recorded in its
     row's state.
 
     `observe` hears of "constraints", of every stage by its name, and last of "draw": the logits the draw was made from
-    and, float64, the same with the noise of those tokens that could win. Without it nothing is kept to tell of.
+    and, float64, the same with the noise of those tokens that could win. Without it nothing is kept to tell of, and
+    `draw` may take the place of torch's own.
     """
     _constrain(logits, rows, observe)
     uncut: dict[int, Tensor] = {}  # rows as mirostat finds them
@@ -38,7 +44,7 @@ def choose(logits: Tensor, rows: Sequence[Row], observe: Observe = observe_nothi
         if name == MIROSTAT:
             uncut.update((index, logits[index].clone()) for index in indices)
         logits = _apply(name, logits, rows, indices, observe)
-    tokens = _draw(logits, rows, observe)
+    tokens = _draw(logits, rows, observe) if draw is None else draw(logits, rows)
     for index, own in uncut.items():
         _adjust_mu(rows[index], surprise(own, tokens[index]))
     for row, token in zip(rows, tokens, strict=True):

@@ -87,12 +87,15 @@ class Scheduler:
             if sequence.is_held:
                 position += 1
                 continue
-            length = min(sequence.num_pending, budget)
-            num_preemptions += self._make_room(sequence, sequence.num_computed + length)
-            if position < len(self.running):  # it may have been the newest itself
-                chunks.append(Chunk(sequence, sequence.num_computed, length))
-                budget -= length
-                position += 1
+            start = sequence.num_computed
+            length = min(len(sequence.tokens) - start, budget)
+            if start + length > BLOCK_SIZE * len(sequence.blocks):
+                num_preemptions += self._make_room(sequence, start + length)
+                if position == len(self.running):
+                    break  # it was the newest itself
+            chunks.append(Chunk(sequence, start, length))
+            budget -= length
+            position += 1
         queries, hits = self._admit(chunks, budget) if self.waiting and not num_preemptions else (0, 0)
         while not chunks and self._park():
             num_preemptions += 1
@@ -103,8 +106,8 @@ class Scheduler:
 
     def commit(self, chunks: Iterable[Chunk]) -> None:
         """The chunks have been computed."""
-        for chunk in chunks:
-            self.advance(chunk.sequence, chunk.end)
+        for sequence, start, length, _ in chunks:
+            self.advance(sequence, start + length)
 
     def advance(self, sequence: Sequence, num_computed: int) -> None:
         """So many leading tokens of the sequence are final and in the cache: publish the blocks they filled."""
@@ -118,8 +121,8 @@ class Scheduler:
 
     def trim(self, sequence: Sequence) -> None:
         """Give back the blocks that only drafts would have needed."""
-        kept = blocks_for(sequence.num_tokens)
-        if len(sequence.blocks) > kept:
+        if BLOCK_SIZE * (len(sequence.blocks) - 1) >= len(sequence.tokens):
+            kept = blocks_for(sequence.num_tokens)
             surplus, sequence.blocks[kept:] = sequence.blocks[kept:], []
             self.pool.release(surplus)
 

@@ -1,6 +1,6 @@
 """One step in numbers, read off its schedule, its outputs and the pool it left behind. Keeps no counters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from server.engine.scheduler import Chunk, Schedule, Scheduler
@@ -24,7 +24,7 @@ def step_stats(
 ) -> StepStats:
     """`scheduler` as the step left it."""
     drafted = {output.id: output for output in outputs if output.num_drafted}
-    sequences = tuple(_sequence_step(chunk, drafted.get(chunk.sequence.request.id)) for chunk in schedule.chunks)
+    sequences = tuple([_sequence_step(chunk, drafted) for chunk in schedule.chunks])
     return StepStats(
         started_at=times.schedule,
         duration_seconds=times.end - times.schedule,
@@ -32,10 +32,10 @@ def step_stats(
         draft_seconds=times.run - times.draft,
         forward_seconds=times.forward_seconds,
         sample_seconds=times.end - times.decide,
-        num_prompt_tokens=sum(sequence.num_prompt_tokens for sequence in sequences),
-        num_generated_tokens=sum(len(output.tokens) for output in outputs),
-        num_draft_tokens=sum(output.num_drafted for output in outputs),
-        num_accepted_tokens=sum(output.num_accepted for output in outputs),
+        num_prompt_tokens=sum([sequence.num_prompt_tokens for sequence in sequences]),
+        num_generated_tokens=sum([len(output.tokens) for output in outputs]),
+        num_draft_tokens=sum([output.num_drafted for output in drafted.values()]),
+        num_accepted_tokens=sum([output.num_accepted for output in drafted.values()]),
         num_prefix_query_tokens=schedule.num_prefix_query_tokens,
         num_prefix_hit_tokens=schedule.num_prefix_hit_tokens,
         num_preemptions=schedule.num_preemptions,
@@ -48,8 +48,12 @@ def step_stats(
     )
 
 
-def _sequence_step(chunk: Chunk, drafted: SequenceOutput | None) -> SequenceStep:
+def _sequence_step(chunk: Chunk, drafted: Mapping[int, SequenceOutput]) -> SequenceStep:
+    sequence, start, length, _ = chunk
+    id_ = sequence.request.id
     # Computed tokens are prompt tokens unless they are outputs fed back; a replay computes both again.
-    fed_back = max(0, chunk.end - max(chunk.start, chunk.sequence.num_prompt))
-    num_drafted, num_accepted = (drafted.num_drafted, drafted.num_accepted) if drafted else (0, 0)
-    return SequenceStep(chunk.sequence.request.id, chunk.length - fed_back, fed_back, num_drafted, num_accepted)
+    num_prompt = min(max(0, sequence.num_prompt - start), length)
+    if id_ not in drafted:
+        return SequenceStep(id_, num_prompt, length - num_prompt, 0, 0)
+    output = drafted[id_]
+    return SequenceStep(id_, num_prompt, length - num_prompt, output.num_drafted, output.num_accepted)

@@ -74,7 +74,7 @@ class Tracing:
                 others.append(one)
                 continue
             recorder = Recorder()
-            verify(scores, [one], recorder)
+            verify(scores, [one], observe=recorder)
             views = self._views.pop(id_, [])
             one.traces = tuple(_traces(logits, scores, one, recorder.rows, views))
         return others

@@ -122,9 +122,12 @@ class TokenLogprob:
     entropy: float = 0.0  # of the whole distribution, in nats
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class SequenceOutput:
     """What one step added to one sequence. A finished sequence has exactly one output with a finish reason, its last.
+
+    Nobody writes to one, though it is not frozen: there is one for every token, and freezing makes it cost five times
+    as much.
 
     `logprobs` is as long as `tokens` when asked for, else empty. `prompt_logprobs` holds those prompt positions whose
     logits this step computed (in order, starting with prompt position 1). `stop_token` is the end-of-sequence or stop

@@ -5,40 +5,67 @@ which is this with none. Knows no scheduler and no cache.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from server.engine.decoding import Verification
-from server.engine.sampler import Observe, choose, describe, observe_nothing
+from server.engine.sampler import Observe, Row, choose, describe, observe_nothing
 from server.engine.types import TokenLogprob
 
 T = TypeVar("T")
 
 
-def verify(logits: Tensor, verifications: Iterable[Verification], observe: Observe = observe_nothing) -> None:
+class Choose(Protocol):
+    """What chooses tokens: torch, or a sampler of the device where the logits are."""
+
+    def __call__(
+        self, logits: Tensor, places: Sequence[int], rows: Sequence[Row], observe: Observe = observe_nothing
+    ) -> list[int]:
+        """One token for each row logits[places]; the logits [any, vocab] float32 are left as they are. See
+        `sampler.choose`."""
+        ...
+
+
+def choose_by_torch(
+    logits: Tensor, places: Sequence[int], rows: Sequence[Row], observe: Observe = observe_nothing
+) -> list[int]:
+    """A `Choose` for every device."""
+    return choose(logits[places], rows, observe)
+
+
+def verify(
+    logits: Tensor,
+    verifications: Iterable[Verification],
+    choose: Choose = choose_by_torch,
+    observe: Observe = observe_nothing,
+) -> None:
     """Give every sequence its tokens of this step; logits [rows, vocab] float32, left as they are.
 
     Rows are sampled in rounds: a sequence whose choices depend on its history gets one token a round.
     """
     going_on = list(verifications)
     while going_on:
-        ready = [one.ready_rows() for one in going_on]
-        index = [
-            one.first_row + len(one.tokens) + ahead
-            for one, rows in zip(going_on, ready, strict=True)
-            for ahead in range(len(rows))
-        ]
-        if not index:
+        places: list[int] = []
+        rows: list[Row] = []
+        lengths: list[int] = []
+        for one in going_on:
+            ready = one.ready_rows()
+            first = one.first_row + len(one.tokens)
+            places += range(first, first + len(ready))
+            rows += ready
+            lengths.append(len(ready))
+        if not places:
             return  # every grammar that was left gave up
-        chosen = choose(logits[index], [row for rows in ready for row in rows], observe)
-        parts = _cut(chosen, map(len, ready))
+        parts = _cut(choose(logits, places, rows, observe), lengths)
         going_on = [one for one, part in zip(going_on, parts, strict=True) if one.keep(part)]
 
 
 def describe_chosen(logits: Tensor, verifications: Sequence[Verification]) -> list[tuple[TokenLogprob, ...]]:
     """Log-probabilities of each sequence's new tokens in the model's own distribution; empty where not asked for."""
     asked = [one.decoding.sequence.request.params.logprobs for one in verifications]
+    if asked.count(None) == len(asked):
+        return [()] * len(asked)
     index: list[int] = []
     tokens: list[int] = []
     counts: list[int] = []
@@ -47,8 +74,6 @@ def describe_chosen(logits: Tensor, verifications: Sequence[Verification]) -> li
             index += range(one.first_row, one.first_row + len(one.tokens))
             tokens += one.tokens
             counts += [count] * len(one.tokens)
-    if not index:
-        return [()] * len(asked)
     described = describe(logits[index], tokens, counts)
     lengths = [0 if count is None else len(one.tokens) for one, count in zip(verifications, asked, strict=True)]
     return [tuple(part) for part in _cut(described, lengths)]

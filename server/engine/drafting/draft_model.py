@@ -18,9 +18,10 @@ from server.engine.drafting.draft_cache import DraftCacheLedger
 from server.engine.drafting.drafter import Drafts
 from server.engine.grammar_spec import GrammarError
 from server.engine.runner import Runner
-from server.engine.sampler import Row, choose
+from server.engine.sampler import Row
 from server.engine.scheduler import Chunk
 from server.engine.sequence import Sequence as EngineSequence
+from server.engine.verify import Choose, choose_by_torch
 
 
 class DraftNotFiniteError(RuntimeError):
@@ -71,12 +72,19 @@ class DraftModel:
     draft of a fully accepted run, which was never computed.
     """
 
-    def __init__(self, runner: Runner, max_step_tokens: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        max_step_tokens: int,
+        clock: Callable[[], float],
+        choose: Choose = choose_by_torch,
+    ) -> None:
         self.pass_costs = CostCurve()
         self._runner = runner
         self._max_step_tokens = max_step_tokens
         self._context_length = runner.config.context_length
         self._clock = clock
+        self._choose = choose
         self._ledger = DraftCacheLedger()
 
     def draft(self, chunks: Sequence[Chunk], decodings: Mapping[int, Decoding]) -> Drafts:
@@ -145,17 +153,15 @@ class DraftModel:
         # With every hidden state finite a logit may still overflow.
         if not (all(result.is_finite) and result.logits.sum(-1).isfinite().all()):
             raise DraftNotFiniteError("its numbers are not finite")
-        _choose(result.logits, deciding)
+        self._decide(result.logits, deciding)
         self.pass_costs.record(len(tokens), self._clock() - started)
 
-
-def _choose(logits: Tensor, deciding: Sequence[_Ahead]) -> None:
-    """Give each its next draft; logits [deciding, vocab]."""
-    rows = [ahead.row() for ahead in deciding]
-    index = [place for place, row in enumerate(rows) if row is not None]
-    if not index:
-        return
-    # Indexing copies: the runner's own logits were made in inference mode, where nothing may be changed in place.
-    tokens = choose(logits[index], [row for row in rows if row is not None])
-    for place, token in zip(index, tokens, strict=True):
-        deciding[place].keep(token)
+    def _decide(self, logits: Tensor, deciding: Sequence[_Ahead]) -> None:
+        """Give each its next draft; logits [deciding, vocab]."""
+        rows = [ahead.row() for ahead in deciding]
+        index = [place for place, row in enumerate(rows) if row is not None]
+        if not index:
+            return
+        tokens = self._choose(logits, index, [row for row in rows if row is not None])
+        for place, token in zip(index, tokens, strict=True):
+            deciding[place].keep(token)

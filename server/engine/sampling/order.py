@@ -52,6 +52,10 @@ SHAPING = frozenset(name for name, stage in SAMPLERS.items() if stage.shapes)
 # The stages that have a part in beam search; the temperature and all that cuts candidates off are left to sampling.
 PENALTIES = SHAPING - {"temperature"}
 
+# The lowest temperature that divides logits without overflow. A colder one draws the same token: at this one already
+# no noise bridges the distance between two different logits.
+COLDEST = 1e-30
+
 # Stands in no order: it comes last and takes the place of all stages that cut candidates off.
 MIROSTAT = "mirostat"
 

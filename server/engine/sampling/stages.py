@@ -11,14 +11,10 @@ from server.engine import filters
 from server.engine.noise import COIN_STREAM, uniform_noise
 from server.engine.params import SamplingParams
 from server.engine.sampling.mirostat import keep_mirostat
-from server.engine.sampling.order import MIROSTAT
+from server.engine.sampling.order import COLDEST, MIROSTAT
 from server.engine.sampling.repeats import Dry, dry_penalties
 from server.engine.sampling.row import Row
 from server.engine.sampling.state import DecodingState
-
-# The lowest temperature that divides logits without overflow. A colder one draws the same token: at this one already
-# no noise bridges the distance between two different logits.
-_COLDEST = 1e-30
 
 Apply = Callable[[Tensor, Sequence[Row]], Tensor]
 """From the logits [rows, vocab] of some rows to new ones, working on each row alone."""
@@ -41,8 +37,16 @@ def _penalty(
     value: Value,
 ) -> Apply:
     def apply(logits: Tensor, rows: Sequence[Row]) -> Tensor:
-        stacked = torch.from_numpy(np.stack([counts(_state(row)) for row in rows])).to(logits.device)
-        return function(logits, stacked, _column(rows, value, logits, torch.float32))
+        """Works on the tokens that occur. One that occurs twice is written twice, and alike."""
+        states = [_state(row) for row in rows]
+        tokens = np.concatenate([state.counted for state in states])
+        counted = np.concatenate([counts(state)[state.counted] for state in states])
+        index = torch.from_numpy(np.repeat(np.arange(len(rows)), [len(state.counted) for state in states]))
+        penalty = _column(rows, value, logits, torch.float32)[:, 0]
+        places = index.to(logits.device), torch.from_numpy(tokens).long().to(logits.device)
+        logits = logits.clone()
+        logits[places] = function(logits[places], torch.from_numpy(counted).to(logits.device), penalty[places[0]])
+        return logits
 
     return apply
 
@@ -85,7 +89,7 @@ def _temperature(logits: Tensor, rows: Sequence[Row]) -> Tensor:
         temperatures[dynamic] = filters.dynamic_temperature(
             logits[dynamic], (middle - span).clamp_min(0.0), middle + span, exponent
         )
-    scaled = logits / temperatures.clamp_min(_COLDEST).float()
+    scaled = logits / temperatures.clamp_min(COLDEST).float()
     frozen = (temperatures[:, 0] == 0).nonzero()[:, 0]
     if len(frozen):
         scaled[frozen] = filters.keep_most_likely(logits[frozen])

@@ -31,6 +31,7 @@ class DecodingState:
         # [vocab] how often in the window, and how often in the part of it that is output
         self.seen = _counts(prompt[start:], counted)
         self.said = _counts(prompt[max(start, self._num_prompt) :], counted)
+        self._addresses: tuple[int, int, int] | None = None  # of the buffer and the two counts
 
     @classmethod
     def of(
@@ -45,17 +46,33 @@ class DecodingState:
         """Prompt and output [tokens], a view."""
         return self._buffer[: self._num_tokens]
 
+    @property
+    def counted(self) -> Tokens:
+        """Every token that the counts are not 0 of, some more than once [window], a view."""
+        start = 0 if self._window < 0 else max(0, self._num_tokens - self._window)
+        return self._buffer[start : self._num_tokens]
+
+    def history(self) -> tuple[int, int, int, int]:
+        """Where in memory `counted`, `seen` and `said` are, and the length of the first; until the next `append`."""
+        if self._addresses is None:
+            self._addresses = self._buffer.ctypes.data, self.seen.ctypes.data, self.said.ctypes.data
+        buffer, seen, said = self._addresses
+        count = self._num_tokens if self._window < 0 else min(self._window, self._num_tokens)
+        return buffer + self._buffer.itemsize * (self._num_tokens - count), seen, said, count
+
     def fork(self) -> "DecodingState":
         """An independent copy."""
         copy = object.__new__(DecodingState)
         copy.__dict__.update(self.__dict__)
         copy._buffer, copy.seen, copy.said = self._buffer.copy(), self.seen.copy(), self.said.copy()
+        copy._addresses = None
         return copy
 
     def append(self, token: int) -> None:
         """`token` is the sequence's next."""
         if self._num_tokens == len(self._buffer):
             self._buffer = np.concatenate((self._buffer, np.zeros_like(self._buffer)))
+            self._addresses = None
         self._buffer[self._num_tokens] = token
         self._num_tokens += 1
         self.unbroken = 0 if self._breaks(self._num_tokens) else min(self.unbroken + 1, MAX_MATCH)
