@@ -28,10 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class HttpServer(uvicorn.Server):
-    """Uvicorn without its signal handling, which would stop at the first signal instead of draining.
-
-    It also keeps sse-starlette quiet: that ends every stream when it sees Uvicorn's own handler called.
-    """
+    """Uvicorn without its signal handling, which would stop at the first signal instead of draining."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

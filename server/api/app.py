@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI
-from sse_starlette.sse import AppStatus
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.errors import ServerErrorMiddleware
@@ -54,10 +53,6 @@ def create_app(
     """
     if not models or len({model.name for model in models}) != len(models):
         raise ValueError("there must be at least one model, and no two of one name")
-    # On SIGTERM sse-starlette would cut every stream at once. Here whoever runs the server drains it: streams end when
-    # their requests do, or when the engine gives them up.
-    disable_drain: Callable[[], None] = AppStatus.disable_automatic_graceful_drain  # the library leaves it untyped
-    disable_drain()
     service = Service(
         engine=engine,
         models={model.name: model for model in models},

@@ -1,34 +1,51 @@
-"""Noticing that a client has left while nothing is being sent to it. It knows nothing of what is being awaited."""
+"""Noticing that a client has left while something is being done for it. It knows nothing of what that is."""
 
 import asyncio
 from collections.abc import Coroutine
+from types import TracebackType
 from typing import TypeVar
 
 from starlette.requests import Request
+from starlette.types import Receive
 
 from server.api.errors import ClientLeft
 
 T = TypeVar("T")
 
 
-async def unless_client_leaves(request: Request, work: Coroutine[None, None, T]) -> T:
-    """The result of `work`. Raises ClientLeft, with `work` cancelled and ended, if the client disconnects first.
+class WhileClientStays:
+    """`async with`: the block is cancelled, and ClientLeft raised in its place, as soon as the client disconnects.
 
-    The request's body must have been read: what `receive` then reports is the departure.
+    The request's body must have been read: what `receive` then reports is the departure. As `asyncio.timeout`, which
+    keeps to the same rules of cancelling, this costs one task less than waiting for two.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_departure(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientLeft
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._has_left = False
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._num_cancels = task.cancelling()
+        self._watching = asyncio.create_task(self._watch())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._watching.cancel()
+        if self._has_left and self._task.uncancel() <= self._num_cancels and kind is asyncio.CancelledError:
+            raise ClientLeft from error
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._has_left = True
+        self._task.cancel()
 
 
-async def _departure(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def unless_client_leaves(request: Request, work: Coroutine[None, None, T]) -> T:
+    """The result of `work`. Raises ClientLeft, with `work` cancelled and ended, if the client disconnects first."""
+    async with WhileClientStays(request.receive):
+        return await work

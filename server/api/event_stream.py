@@ -1,41 +1,41 @@
 """The response that carries server-sent events. It knows no event's meaning."""
 
+import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
+from server.api.departure import WhileClientStays
 from server.api.direct_send import direct_send
+from server.api.errors import ClientLeft
 
 
 class EventStream(EventSourceResponse):
     """Calls `on_end` when the response is over in whatever way, even if its first event was never asked for.
 
-    The library's headers, and its watch for clients that leave. What it does for each event (a timeout's scope, a copy,
-    a log line, every middleware's `send`) cost more than all the rest of a token, and is left out: events come encoded.
+    The library gives the head. Its way with each event (a timeout's scope, a copy, a log line, and `send` through every
+    middleware) cost more than all the rest of a token, and its group of tasks a quarter of a request; here events come
+    encoded, nothing is sent on a timer, and whoever runs the server drains it.
     """
 
     def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
         super().__init__(events, sep="\n", ping=0)  # no comment lines: only events
         self._events = events
         self._on_end = on_end
-        self._scope: Scope = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._scope = scope
+        """Head and end pass through every layer, the events in between go straight to the server.
+
+        A client that reads too slowly is waited for; meanwhile no events are made. One that leaves is not missed.
+        """
+        send_event = direct_send(scope, send)
         try:
-            await super().__call__(scope, receive, send)
+            with contextlib.suppress(ClientLeft):
+                async with WhileClientStays(receive):
+                    await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                    async for events in self._events:
+                        await send_event({"type": "http.response.body", "body": events, "more_body": True})
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._on_end()
-
-    async def _stream_response(self, send: Send) -> None:
-        """Head and end through every layer, the events in between straight to the server.
-
-        It waits when the client reads too slowly; meanwhile no events are made.
-        """
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        send_event = direct_send(self._scope, send)
-        async for events in self._events:
-            await send_event({"type": "http.response.body", "body": events, "more_body": True})
-        self.active = False
-        await send({"type": "http.response.body", "body": b"", "more_body": False})

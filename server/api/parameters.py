@@ -14,7 +14,7 @@ from server.api.settings import ApiSettings
 from server.api.strategies import preset_values
 from server.api.words import DEFAULT_BREAKERS, Spellings, bad_word_tokens, breaker_tokens
 from server.engine.params import ParameterError, SamplingParams
-from server.engine.sampling.order import SHAPING, stages_of
+from server.engine.sampling.order import SAMPLERS, SHAPING, stages_of
 from server.engine.types import EngineInfo
 from server.errors import BadRequest
 
@@ -34,6 +34,9 @@ class InForce:
 
     value: object
     source: Source
+
+
+_SERVER_IN_FORCE: Mapping[str, InForce] = {name: InForce(_SERVER[name], "server") for name in FIELDS}
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,19 @@ def resolve(
     look at.
     """
     own = asked_parameters(asked)
-    chosen = _choose(own, preset_values(asked.strategy), defaults.given(), random_seed)
+    layers: Sequence[tuple[Source, Values]] = (
+        ("random", {"seed": random_seed}),
+        ("model", defaults.given()),
+        ("preset", preset_values(asked.strategy)),
+        ("request", own),
+    )
+    chosen = _choose(layers)
     _silence_stages(chosen, own)
     values: dict[str, Any] = {name: item.value for name, item in chosen.items()}  # as SamplingParams has them, or worse
     values["bad_words"] = bad_word_tokens(values["bad_words"], spellings)
     values["dry_breakers"] = breaker_tokens(values["dry_breakers"] if values["dry_multiplier"] else (), spellings)
     with _parameter_errors_as_bad_requests():
-        params = replace(
-            SamplingParams(),
+        params = SamplingParams(
             max_tokens=_MAX_TOKENS,  # until the prompt's length is known
             logprobs=num_logprobs(asked),
             prompt_logprobs=_num_prompt_logprobs(asked),
@@ -87,21 +95,22 @@ def resolve(
     return Resolved(params, _asked_max_tokens(asked), in_force)
 
 
-def _choose(own: Values, preset: Values, model: Values, random_seed: int) -> dict[str, InForce]:
-    layers: tuple[tuple[Source, Values], ...] = (
-        ("request", own),
-        ("preset", preset),
-        ("model", model),
-        ("random", {"seed": random_seed}),
-        ("server", _SERVER),
-    )
-    return {name: next(InForce(own[name], source) for source, own in layers if name in own) for name in FIELDS}
+def _choose(layers: Sequence[tuple[Source, Values]]) -> dict[str, InForce]:
+    """The server's defaults, each covered by the last of `layers` that has a value for it."""
+    chosen = dict(_SERVER_IN_FORCE)
+    for source, values in layers:
+        for name, value in values.items():
+            if name in chosen:
+                chosen[name] = InForce(value, source)
+    return chosen
 
 
 def _silence_stages(chosen: dict[str, InForce], own: Values) -> None:
     """Give the parameters of stages that are left out their neutral values. Raises BadRequest for one asked for."""
     samplers, mirostat = chosen["samplers"], chosen["mirostat"]
     listed = set(cast(Sequence[str], samplers.value))
+    if not mirostat.value and listed.issuperset(SAMPLERS):
+        return
     for name in FIELDS:
         stages = stages_of(name)
         if not stages:

@@ -1,6 +1,6 @@
 """Words and sequence breakers, which clients write as text, to the token sequences the engine knows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from anyio.to_thread import run_sync
 
@@ -50,7 +50,8 @@ class Spellings:
 async def read_spellings(model: ServedModel, requests: Sequence[GenerationRequest]) -> Spellings:
     """Look up what the requests hold. Much of it is done in a worker thread, so that other requests' streams go on."""
     spellings = Spellings(model)
-    words, breakers = _texts(requests, "bad_words"), _texts(requests, "dry_breakers")
+    asked = [asked_parameters(request) for request in requests]
+    words, breakers = _texts(asked, "bad_words"), _texts(asked, "dry_breakers")
 
     def look_up() -> None:
         for word in words:
@@ -89,11 +90,10 @@ def breaker_tokens(breakers: Sequence[str], spellings: Spellings) -> tuple[Token
     return tuple(sequences)
 
 
-def _texts(requests: Iterable[GenerationRequest], name: str) -> list[str]:
+def _texts(asked: Iterable[Mapping[str, object]], name: str) -> list[str]:
     """The different texts in a parameter of the requests; the usual breakers where DRY is asked for without any."""
     texts: dict[str, None] = {}
-    for asked in requests:
-        own = asked_parameters(asked)
+    for own in asked:
         usual = DEFAULT_BREAKERS if name == "dry_breakers" and own.get("dry_multiplier") else ()
         listed = own.get(name, usual)
         assert isinstance(listed, tuple)

@@ -98,6 +98,9 @@ class SamplingParams:
             if tokens and not 0 <= min(tokens) <= max(tokens) < vocab_size:  # there may be many, and mostly all are
                 token = next(token for token in tokens if not 0 <= token < vocab_size)
                 raise ParameterError(name, f"holds token id {token}; the vocabulary ends at {vocab_size - 1}")
+        num_withheld = len(self.banned_tokens) + len(ending_tokens) + len(self.bad_words)
+        if self.allowed_tokens is None and num_withheld < vocab_size:
+            return
         allowed = set(range(vocab_size) if self.allowed_tokens is None else self.allowed_tokens)
         allowed -= {*self.banned_tokens, *(ending_tokens if self.min_tokens else ())}
         if not allowed:

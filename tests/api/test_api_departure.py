@@ -18,11 +18,13 @@ PATHS: dict[str, Json] = {
 
 
 class Client:
-    """One raw ASGI exchange whose client stays until `leave`."""
+    """One raw ASGI exchange whose client stays until `left` is set, and takes what it is sent while `reads` is."""
 
     def __init__(self, engine: FakeEngine, path: str, body: Json) -> None:
         self.left = asyncio.Event()
         self.wrote = asyncio.Event()
+        self.reads = asyncio.Event()
+        self.reads.set()
         self.messages: list[Message] = []
         self._body: list[bytes] = [json.dumps(body).encode()]
         scope: Scope = {
@@ -49,6 +51,7 @@ class Client:
         self.messages.append(message)
         if message.get("body"):
             self.wrote.set()
+            await self.reads.wait()
 
 
 async def until_opened(engine: FakeEngine) -> None:
@@ -108,3 +111,17 @@ async def test_a_client_that_stays_gets_everything_and_the_generation_is_closed(
     assert engine.opened[0].num_closes == 1
     assert client.messages[0]["status"] == 200
     assert not client.messages[-1].get("more_body", False)
+
+
+async def test_a_client_that_reads_slowly_is_waited_for() -> None:
+    engine = FakeEngine()
+    client = Client(engine, "/v1/completions", {**PATHS["/v1/completions"], "stream": True})
+    client.reads.clear()
+    await asyncio.wait_for(client.wrote.wait(), 5)
+    for _ in range(100):  # turns of the loop in which a stream that does not wait would have come to its end
+        await asyncio.sleep(0)
+    written = [message["body"] for message in client.messages if message.get("body")]
+    assert len(written) == 1
+    client.reads.set()
+    await asyncio.wait_for(client.exchange, 5)
+    assert client.messages[-2]["body"].endswith(b"data: [DONE]\n\n")

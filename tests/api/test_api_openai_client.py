@@ -176,7 +176,7 @@ def test_a_server_that_is_told_to_stop_lets_streams_finish() -> None:
         events = client.completions.create(model="tiny", prompt="Say:", stream=True)
         texts = [next(events).choices[0].text]
         server.terminate()
-        # sse-starlette looks every half second whether it should cut its streams; this one is not cut.
+        # Longer than whatever looks from time to time whether the server is stopping. This stream is not cut.
         with pytest.raises(TimeoutError):
             server.run(asyncio.wait_for(engine.opened[0].closed.wait(), 0.8))
         server.call(engine.released.set)
