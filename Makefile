@@ -51,7 +51,7 @@ train: $(SERVED) ## Train the shipped checkpoints anew (an hour or more) and wri
 	set -e; for preset in $(SHIPPED); do \
 		$(BIN)/minigpt-train $$preset; $(BIN)/python -m training.manifest publish runs/$$preset; done
 
-bench: $(SERVED) ## Throughput of the shipped and of random checkpoints, with the share of each step outside the model.
+bench: $(SERVED) ## Speed of the shipped and of random checkpoints, or against a peer (BENCH_FLAGS="--checkpoint DIR --versus URL").
 	$(BIN)/python -m benchmarks.throughput $(BENCH_FLAGS)
 
 clean: ## Remove the virtual environment and every cache.

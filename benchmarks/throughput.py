@@ -1,105 +1,124 @@
-"""Serve checkpoints one after another, load each at rising concurrency, and print a table of what came out.
+"""Serve a checkpoint, load it at rising concurrency, and print a table of what came out.
 
-    make bench        or: python benchmarks/throughput.py [CHECKPOINT ...] [--concurrency 1 8 32 64]
+    make bench                                                           the shipped and two random checkpoints
+    make bench BENCH_FLAGS="--checkpoint DIR ..."                        others
+    make bench BENCH_FLAGS="--checkpoint DIR --versus http://HOST:PORT"  in turn with a server of yours, and the ratios
 
-Without arguments: the shipped checkpoints and random GPTs of 10M and 124M parameters. The last column is the share of
-wall time the engine spent outside the model's forward: building inputs, scheduling, sampling, talking to the HTTP
-process, and waiting for requests.
+Each load is of prompts with an answer (48 + 128 tokens; tokens/s are those of answers), or of prompts alone (512 + 1;
+tokens/s are those of prompts). "Outside forward" is the share of wall time the engine spent outside the model: building
+inputs, scheduling, sampling, talking to the HTTP process, and waiting for requests.
+
+With a peer every load is run in pairs, one server after the other with the same requests. Figures are medians, ratios
+ours / theirs with the least and the greatest of the pairs. The peer may be any server that speaks OpenAI's completions
+with token ids and knows `ignore_eos`; while it is idle it must use no processor, which the first line lets you see.
 """
 
 import argparse
-import contextlib
 import json
-import re
-import socket
-import subprocess
+import shlex
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from benchmarks.driving import Load, Peer, compare, measure, middle, spread
+from benchmarks.quiet import busy_share
 from benchmarks.random_checkpoint import write
+from benchmarks.serving import ROOT, context_length, forward_seconds, serve
 
-ROOT = Path(__file__).resolve().parents[1]
 PROMPT_TOKENS, OUTPUT_TOKENS = 48, 128
-START_SECONDS = 120
-COLUMNS = ("checkpoint", "concurrency", "output tokens/s", "TTFT p50 ms", "ITL p50 ms", "outside forward")
+LONG_PROMPT_TOKENS = 512
+# At concurrency 1 a run of one or two answers would be mostly its beginning and its end.
+MIN_REQUESTS = 4
+MAX_WARMUP_REQUESTS = 8
+# Far above the seeds of loads, which are counted from 0.
+WARMUP_SEED = 1_000
+QUIET_SHARE = 0.05
+ASKED = ("checkpoint", "prompt + output", "concurrency")
+COLUMNS = (*ASKED, "tokens/s", "TTFT p50 ms", "ITL p50 ms", "outside forward")
+VERSUS_COLUMNS = (*ASKED, "tokens/s", "theirs", "ratio", "TTFT p50 ms", "theirs", "ratio")
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One line of the table."""
-
-    output_tokens_per_second: float
-    time_to_first_token_ms: float
-    inter_token_latency_ms: float
-    share_outside_forward: float
-
-
-@contextlib.contextmanager
-def serve(checkpoint: Path, flags: Sequence[str]) -> Iterator[str]:
-    """A server of its own for `checkpoint`, at the URL it yields."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "server", "--model", str(checkpoint), "--port", str(port), *flags]
-    process = subprocess.Popen([*command, "--log-level", "warning"], cwd=ROOT)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_until_ready(url, process)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
+def loads(arguments: argparse.Namespace, vocab_size: int, context: int) -> Iterator[Load]:
+    """Every load of one checkpoint, shortened to its context."""
+    shapes = [(PROMPT_TOKENS, OUTPUT_TOKENS, workers) for workers in arguments.concurrency]
+    shapes += [(LONG_PROMPT_TOKENS, 1, workers) for workers in arguments.prompt_concurrency]
+    for seed, (prompt, output, workers) in enumerate(shapes):
+        yield Load(
+            concurrency=workers,
+            prompt_tokens=min(prompt, context - output),
+            output_tokens=output,
+            num_requests=max(MIN_REQUESTS, workers * arguments.requests_per_worker),
+            vocab_size=vocab_size,
+            seed=seed,
+            temperature=arguments.temperature,
+        )
 
 
-def measure(url: str, concurrency: int, temperature: float, num_requests: int) -> Measured:
-    """One load point, with the server's own account of where its step time went."""
-    _load(url, concurrency, temperature, concurrency)  # warm-up, outside both sides of the ratio
-    before = _forward_seconds(url)
-    summary = _load(url, concurrency, temperature, num_requests)
-    forward = _forward_seconds(url) - before
-    return Measured(
-        summary["throughput"]["output_tokens"],
-        summary["ttft_ms"]["p50"],
-        summary["itl_ms"]["p50"],
-        1 - forward / summary["duration_seconds"],
-    )
+def line_alone(url: str, load: Load) -> list[str]:
+    """What this server did under `load`, with its own account of where its step time went."""
+    # Outside both sides of the share below, and with other prompts.
+    measure(url, replace(load, num_requests=_num_warmup(load), seed=load.seed + WARMUP_SEED))
+    before = forward_seconds(url)
+    measured = measure(url, load)
+    share = 1 - (forward_seconds(url) - before) / measured.duration_seconds
+    between = measured.inter_token_latency_ms
+    return [
+        f"{measured.tokens_per_second:.0f}",
+        f"{measured.time_to_first_token_ms:.1f}",
+        "" if between is None else f"{between:.2f}",
+        f"{100 * share:.1f} %",
+    ]
 
 
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(10 * START_SECONDS):
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
-            urllib.request.urlopen(f"{url}/health/ready").close()
-            return
-        if process.poll() is not None:
-            break
-        time.sleep(0.1)
-    raise SystemExit(f"{url} did not become ready")
+def line_versus(url: str, peer: Peer, load: Load) -> list[str]:
+    """Medians of both servers, and of the ratios of the pairs."""
+    comparison = compare(url, peer, load, _num_warmup(load))
+    ours, theirs = middle(comparison.ours), middle(comparison.theirs)
+    return [
+        f"{ours.tokens_per_second:.0f}",
+        f"{theirs.tokens_per_second:.0f}",
+        spread(comparison.speed_ratios),
+        f"{ours.time_to_first_token_ms:.1f}",
+        f"{theirs.time_to_first_token_ms:.1f}",
+        spread(comparison.first_token_ratios),
+    ]
 
 
-def _forward_seconds(url: str) -> float:
-    with urllib.request.urlopen(f"{url}/metrics") as response:
-        text = response.read().decode()
-    (seconds,) = re.findall(r'^minigpt_step_phase_seconds_total\{.*phase="forward".*\} (\S+)$', text, re.MULTILINE)
-    return float(seconds)
+def print_row(*fields: object) -> None:
+    """One line of a Markdown table, at once."""
+    print(f"| {' | '.join(map(str, fields))} |", flush=True)
 
 
-def _load(url: str, concurrency: int, temperature: float, num_requests: int) -> Any:
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "loadtest", "--url", url, "--concurrency", str(concurrency)]
-        command += ["--num-requests", str(num_requests), "--warmup-requests", "0"]
-        command += ["--prompt-length", f"fixed:{PROMPT_TOKENS}", "--output-length", f"fixed:{OUTPUT_TOKENS}"]
-        # Ids below 64 exist in every vocabulary, the smallest character-level one included.
-        command += ["--prompt-token-ids", "--vocab-size", "64", "--ignore-eos", "--json", str(report)]
-        subprocess.run([*command, "--temperature", str(temperature)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        return json.loads(report.read_text())["runs"][0]["summary"]
+def main() -> None:
+    """Print one Markdown table."""
+    arguments = _arguments()
+    peer = arguments.versus and Peer(arguments.versus, arguments.versus_model, arguments.rounds)
+    columns = VERSUS_COLUMNS if peer else COLUMNS
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, checkpoint in enumerate(_checkpoints(arguments.checkpoint, Path(scratch))):
+            vocab_size = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
+            with serve(checkpoint, shlex.split(arguments.serve_flags)) as url:
+                if number == 0:
+                    _say_how_quiet()
+                    print_row(*columns)
+                    print_row(*["---"] * len(columns))
+                for load in loads(arguments, vocab_size, context_length(url)):
+                    line = line_versus(url, peer, load) if peer else line_alone(url, load)
+                    asked = f"{load.prompt_tokens} + {load.output_tokens}"
+                    print_row(checkpoint.name, asked, load.concurrency, *line)
+
+
+def _num_warmup(load: Load) -> int:
+    return min(load.concurrency, MAX_WARMUP_REQUESTS)
+
+
+def _say_how_quiet() -> None:
+    share = busy_share()
+    if share is not None:
+        warning = " (a benchmark beside other work measures the other work)" if share > QUIET_SHARE else ""
+        print(f"Processors busy before the first request: {100 * share:.0f} %{warning}\n", flush=True)
 
 
 def _checkpoints(named: Sequence[Path], scratch: Path) -> list[Path]:
@@ -110,28 +129,21 @@ def _checkpoints(named: Sequence[Path], scratch: Path) -> list[Path]:
     return [*sorted((ROOT / "checkpoints").glob("*/")), scratch / "gpt-10m", scratch / "gpt2-124m"]
 
 
-def main() -> None:
-    """Print one Markdown table."""
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", nargs="*", type=Path)
-    parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 8, 32, 64])
+    parser.add_argument("--checkpoint", nargs="+", type=Path, default=[], help="folders to serve, one after another")
+    parser.add_argument("--versus", metavar="URL", help="a running server of the same model to compare with")
+    parser.add_argument("--versus-model", help="its model's name; the first that it lists when not given")
+    parser.add_argument("--rounds", type=int, default=3, help="pairs of runs of each load, with --versus")
+    parser.add_argument("--concurrency", nargs="*", type=int, default=[1, 8, 32, 64])
+    parser.add_argument("--prompt-concurrency", nargs="*", type=int, default=[1, 8], help="of the prompts alone")
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--requests-per-worker", type=int, default=3)
+    parser.add_argument("--requests-per-worker", type=int, default=2)
     parser.add_argument("--serve-flags", default="", help="passed to minigpt-serve, as one string")
     arguments = parser.parse_args()
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        for checkpoint in _checkpoints(arguments.checkpoint, Path(scratch)):
-            with serve(checkpoint, arguments.serve_flags.split()) as url:
-                for concurrency in arguments.concurrency:
-                    requests = concurrency * arguments.requests_per_worker
-                    line = measure(url, concurrency, arguments.temperature, requests)
-                    print(
-                        f"| {checkpoint.name} | {concurrency} | {line.output_tokens_per_second:.0f} "
-                        f"| {line.time_to_first_token_ms:.1f} | {line.inter_token_latency_ms:.2f} "
-                        f"| {100 * line.share_outside_forward:.1f} % |",
-                        flush=True,
-                    )
+    if arguments.versus and len(arguments.checkpoint) != 1:
+        sys.exit("--versus compares one model: give its folder with --checkpoint")
+    return arguments
 
 
 if __name__ == "__main__":
