@@ -40,6 +40,8 @@ class Options:
     """Tokens that the target writes after each prompt."""
     text: Path | None = None
     """Where the prompts are from, as --data.path of minigpt-train; its validation split is used."""
+    validation_fraction: float = 0.1
+    """As --data.validation-fraction of the target's training."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
@@ -116,7 +118,7 @@ def agreements(draft: GPT, texts: Tensor, temperature: float, options: Options) 
 
 def held_out_prompts(tokenizer: Tokenizer, options: Options) -> Tensor:
     """Tokens [prompts, prompt_length] from random places of the validation split."""
-    corpus = split_documents(read_documents(options.text), 0.1)
+    corpus = split_documents(read_documents(options.text), options.validation_fraction)
     tokens = np.array(tokenizer.encode("".join(document.text for document in corpus.validation)))
     starts = np.random.default_rng(options.seed).integers(len(tokens) - options.prompt_length, size=options.num_prompts)
     return torch.from_numpy(tokens[starts[:, None] + np.arange(options.prompt_length)])

@@ -6,7 +6,7 @@ python -m benchmarks.speculation [--method auto] [--concurrency 32] [--pairs 7]
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -35,6 +35,9 @@ class Options:
     prompt_length: int = 48
     num_tokens: int = 128
     pairs: int = 7
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    validation_fraction: float = 0.1
+    """The share of the plays that the target's training held out: prompts are from there."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +45,34 @@ class Measured:
     """One batch of requests, decoded together."""
 
     tokens_per_second: float
+    tokens_per_cpu_second: float
+    """Of processor time: what a machine shared with other work blurs less."""
     tokens_per_target_step: float
+    texts: dict[int, list[int]]
+    """What each prompt, counted from 0, was answered: speculation must not change it."""
 
 
 def measure(core: EngineCore, requests: Sequence[SequenceRequest]) -> Measured:
     """Decode the requests, all there from the beginning."""
-    num_tokens = num_turns = 0
-    started = time.perf_counter()
+    num_turns = 0
+    texts: dict[int, list[int]] = {place: [] for place in range(len(requests))}
+    places = {request.id: place for place, request in enumerate(requests)}
+    started, cpu_started = time.perf_counter(), time.process_time()
     for request in requests:
         core.add(request)
     while core.has_work():
         for output in core.step().outputs:
-            num_tokens += len(output.tokens)
+            texts[places[output.id]] += output.tokens
             num_turns += bool(output.tokens)
-    return Measured(num_tokens / (time.perf_counter() - started), num_tokens / num_turns)
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    num_tokens = sum(map(len, texts.values()))
+    return Measured(num_tokens / seconds, num_tokens / cpu_seconds, num_tokens / num_turns, texts)
 
 
 def prompts(options: Options) -> list[tuple[int, ...]]:
     """Pieces of held-out text, a different one for each request of a batch."""
     tokenizer = Tokenizer.load(options.target)
-    held_out = split_documents(read_documents(None), 0.1).validation
+    held_out = split_documents(read_documents(None), options.validation_fraction).validation
     tokens = tokenizer.encode("".join(document.text for document in held_out))
     stride = len(tokens) // options.concurrency
     return [tuple(tokens[i * stride : i * stride + options.prompt_length]) for i in range(options.concurrency)]
@@ -70,7 +81,7 @@ def prompts(options: Options) -> list[tuple[int, ...]]:
 def main(argv: Sequence[str]) -> None:
     """Print every pair, then the median ratio."""
     options = tyro.cli(Options, args=argv)
-    core = load_engine(options.target, EngineConfig(), options.draft)
+    core = load_engine(options.target, options.engine, options.draft)
     texts = prompts(options)
     ids = count()
 
@@ -83,20 +94,25 @@ def main(argv: Sequence[str]) -> None:
         ]
 
     on, off = Speculation(options.method, options.num_drafts), Speculation("off")
-    ratios = []
+    ratios, cpu_ratios, differing = [], [], 0
     for pair in range(-1, options.pairs):
         order = (on, off) if pair % 2 else (off, on)
         measured = {one: measure(core, batch(one, pair + 1)) for one in order}
         if pair < 0:
             continue  # warm-up
         ratios.append(measured[on].tokens_per_second / measured[off].tokens_per_second)
+        cpu_ratios.append(measured[on].tokens_per_cpu_second / measured[off].tokens_per_cpu_second)
+        differing += measured[on].texts != measured[off].texts
         print(
             f"pair {pair}: {options.method} {measured[on].tokens_per_second:.0f} tokens/s "
             f"({measured[on].tokens_per_target_step:.2f} a target step), off {measured[off].tokens_per_second:.0f}, "
-            f"ratio {ratios[-1]:.3f}",
+            f"ratio {ratios[-1]:.3f}, of processor time {cpu_ratios[-1]:.3f}",
             flush=True,
         )
-    print(f"median ratio at concurrency {options.concurrency}: {median(ratios):.3f}")
+    print(
+        f"median ratio at concurrency {options.concurrency}: {median(ratios):.3f}, of processor time "
+        f"{median(cpu_ratios):.3f}; pairs whose texts differ: {differing}"
+    )
 
 
 if __name__ == "__main__":

@@ -113,6 +113,9 @@ class LengthOptions:
     num_evaluations: int = 10
     """Evaluations, evenly spread, at most one a step; the last one ends the run. Each also saves the state to resume
     from."""
+    max_validation_tokens: int | None = None
+    """Validate on so many tokens, the first of the validation split; on all when not given. For models so large that
+    validating on all would take longer than training."""
     log_interval: int = 10
     """Steps between lines in the log."""
 
@@ -130,6 +133,8 @@ class LengthOptions:
         require(divides, "length.micro_batch_size", micro, f"must divide length.batch_size {batch}")
         count, limit = self.num_evaluations, f"must be from 1 to {MAX_EVALUATIONS}"
         require(1 <= count <= MAX_EVALUATIONS, "length.num_evaluations", count, limit)
+        tokens = self.max_validation_tokens
+        require(tokens is None or tokens >= 2, "length.max_validation_tokens", tokens, "must be at least 2")
         require(self.log_interval >= 1, "length.log_interval", self.log_interval, "must be at least 1")
         if steps is not None and count > steps:
             # A preset is shortened by its steps alone; the recipe then records what is done.
@@ -168,6 +173,11 @@ class DistillOptions:
     """Tokens of the corpus that each text begins with; the target fills the context from there."""
     temperatures: tuple[float, ...] = (1.0, 0.8)
     """The texts are drawn at these temperatures in turn; 0 is greedy."""
+    writing_precision: Literal["float32", "bfloat16"] = "float32"
+    """What the target writes in: a large one takes half as long in bfloat16."""
+    keep_logits: bool = False
+    """Keep the target's logits of all that it writes to train on, 2 bytes for each entry of the vocabulary at each
+    token, in memory and in written.npz: then no step needs a pass of the target. The windows are the written texts."""
 
     def __post_init__(self) -> None:
         for name in ("num_tokens", "num_validation_tokens"):
@@ -209,6 +219,8 @@ class TrainConfig:
     loss: LossOptions = field(default_factory=LossOptions)
     sample: SampleOptions = field(default_factory=SampleOptions)
     distill: DistillOptions = field(default_factory=DistillOptions)
+    grow_from: Path | None = None
+    """The folder of a trained checkpoint to begin with: the same architecture, with as many layers or fewer."""
     dropout: float = 0.0
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """bfloat16: products under autocast, weights and optimiser in float32."""

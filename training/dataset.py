@@ -19,6 +19,7 @@ class Batch:
 
     inputs: Tensor
     targets: Tensor
+    target_logits: Tensor | None = None  # what a target answers to the inputs, [sequences, context, vocab]
 
 
 class WindowOrder:
@@ -29,8 +30,10 @@ class WindowOrder:
     alone: not on batch size, accumulation or number of workers; and to resume it takes one integer.
     """
 
-    def __init__(self, num_tokens: int, context: int, seed: int) -> None:
-        self.windows_per_epoch = (num_tokens - context) // context
+    def __init__(self, num_tokens: int, context: int, seed: int, has_phase: bool = True) -> None:
+        """Without a phase, every epoch has the same windows: the first begins at 0, and the last may end the text."""
+        self.has_phase = has_phase
+        self.windows_per_epoch = num_tokens // context - has_phase
         if self.windows_per_epoch < 1:
             raise TrainingError(f"the training split has {num_tokens} tokens; a context of {context} needs twice that")
         self.context = context
@@ -46,7 +49,7 @@ class WindowOrder:
         epoch, place = divmod(index, self.windows_per_epoch)
         if epoch != self._epoch:
             random = np.random.default_rng([self.seed, epoch])
-            phase = random.integers(self.context)
+            phase = random.integers(self.context) if self.has_phase else 0
             self._starts = phase + self.context * random.permutation(self.windows_per_epoch)
             self._epoch = epoch
         return int(self._starts[place])

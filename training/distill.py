@@ -1,6 +1,7 @@
 """What distillation adds to a run: the target, checked, the text it writes, and its layers to begin with. Knows no
 loop."""
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from model.checkpoint import load_checkpoint
 from model.files import replace_file
@@ -16,7 +18,7 @@ from model.tokenizer import Tokenizer
 from training.config import TrainConfig, TrainingError, refuse
 from training.dataset import TokenArray
 from training.prepare import Material
-from training.writing import Texts, write_texts
+from training.writing import Texts, Written, write_texts
 
 WRITTEN_FILE = "written.npz"
 
@@ -30,7 +32,7 @@ def load_target(config: TrainConfig, tokenizer: Tokenizer, device: torch.device)
     folder = config.distill.target
     if folder is None:
         return None
-    _check_tokens(folder, Tokenizer.load(folder), tokenizer)
+    check_tokens("distill.target", folder, Tokenizer.load(folder), tokenizer)
     target = load_checkpoint(folder, torch.float32, device)
     if target.config.vocab_size != tokenizer.vocab_size:
         limit = f"must have as many rows as tokens: {tokenizer.vocab_size}, not {target.config.vocab_size}"
@@ -44,9 +46,13 @@ def load_target(config: TrainConfig, tokenizer: Tokenizer, device: torch.device)
 def write_material(config: TrainConfig, corpus: Material, target: GPT) -> None:
     """Have `target` write what the run trains and validates on, and keep it in the run's folder."""
     options = config.distill
-    training = _write(config, corpus.training, target, options.num_tokens, 1)
-    validation = _write(config, corpus.validation, target, options.num_validation_tokens, 2)
-    replace_file(config.out / WRITTEN_FILE, lambda file: np.savez(file, training=training, validation=validation))
+    writer = copy.deepcopy(target).to(torch.bfloat16 if options.writing_precision == "bfloat16" else torch.float32)
+    training = _write(config, corpus.training, writer, options.num_tokens, 1, options.keep_logits)
+    validation = _write(config, corpus.validation, writer, options.num_validation_tokens, 2)
+    arrays: dict[str, NDArray[np.generic]] = {"training": training.tokens, "validation": validation.tokens}
+    if training.logits is not None:
+        arrays["logits"] = training.logits
+    replace_file(config.out / WRITTEN_FILE, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
 def load_written(config: TrainConfig, corpus: Material) -> Material:
@@ -55,7 +61,8 @@ def load_written(config: TrainConfig, corpus: Material) -> Material:
     if not path.is_file():
         raise TrainingError(f"{path} does not exist; the run cannot go on without what its target wrote")
     with np.load(path) as arrays:
-        return replace(corpus, training=arrays["training"], validation=arrays["validation"])
+        logits = arrays["logits"] if config.distill.keep_logits else None
+        return replace(corpus, training=arrays["training"], validation=arrays["validation"], target_logits=logits)
 
 
 def distillation_record(material: Material, target: GPT) -> dict[str, object]:
@@ -87,25 +94,31 @@ def start_from_target(model: GPT, target: GPT) -> None:
             tensor.copy_(source)
 
 
-def _write(config: TrainConfig, corpus: TokenArray, target: GPT, num_tokens: int, split: int) -> TokenArray:
+def _write(
+    config: TrainConfig, corpus: TokenArray, target: GPT, num_tokens: int, split: int, keep_logits: bool = False
+) -> Written:
     options = config.distill
     if len(corpus) < options.prompt_length:
         raise TrainingError(f"a split has {len(corpus)} tokens; distill.prompt_length is {options.prompt_length}")
     seed = int(np.random.SeedSequence([config.seed, split]).generate_state(1)[0])
     length = config.model.context_length
-    return write_texts(target, corpus, Texts(length, options.prompt_length, options.temperatures), num_tokens, seed)
+    texts = Texts(length, options.prompt_length, options.temperatures)
+    return write_texts(target, corpus, texts, num_tokens, seed, keep_logits)
 
 
-def _check_tokens(folder: Path, theirs: Tokenizer, ours: Tokenizer) -> None:
-    """Every token id must stand for the same bytes to both, or comparing their logits means nothing."""
+def check_tokens(setting: str, folder: Path, theirs: Tokenizer, ours: Tokenizer) -> None:
+    """Every token id must stand for the same bytes to both, or the one's weights and logits mean nothing to the other.
+
+    Raises TrainingError that names `setting`, whose value is `folder`.
+    """
     if theirs.vocab_size != ours.vocab_size:
         limit = f"must have the run's vocabulary of {ours.vocab_size} tokens, not {theirs.vocab_size}"
-        refuse("distill.target", folder, limit)
+        refuse(setting, folder, limit)
     for token in range(ours.vocab_size):
         there, here = theirs.token_bytes(token), ours.token_bytes(token)
         if there != here:
             limit = f"must have the run's tokenizer: token {token} is {there!r} there and {here!r} here"
-            refuse("distill.target", folder, limit)
+            refuse(setting, folder, limit)
 
 
 def _spread(count: int, available: int) -> list[int]:

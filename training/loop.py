@@ -3,9 +3,11 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from model.checkpoint import save_checkpoint
 from model.gpt import GPT
@@ -51,7 +53,8 @@ class Trainer:
         self.clock = clock
         self.objective = Objective(model, config.loss, DTYPES[config.precision], target)
         self.optimizers = Optimizers(model, config.optimizer)
-        self.order = WindowOrder(len(material.training), model.config.context_length, config.seed)
+        has_phase = material.target_logits is None
+        self.order = WindowOrder(len(material.training), model.config.context_length, config.seed, has_phase)
         self.progress = Progress()
         self.share, self.micro = _shares(config, self.workers.size)
 
@@ -108,11 +111,14 @@ class Trainer:
         first = self.progress.step * self.config.length.batch_size
         starts = self.order.starts(first, self.config.length.batch_size)
         mine = starts[self.workers.rank * self.share :][: self.share]
-        context = self.model.config.context_length
-        return [
-            cut(self.material.training, mine[place : place + self.micro], context)
-            for place in range(0, self.share, self.micro)
-        ]
+        return [self._batch(mine[place : place + self.micro]) for place in range(0, self.share, self.micro)]
+
+    def _batch(self, starts: NDArray[np.int64]) -> Batch:
+        context, logits = self.model.config.context_length, self.material.target_logits
+        if logits is None:
+            return cut(self.material.training, starts, context)
+        batch = cut(self.material.training, starts, context - 1)
+        return replace(batch, target_logits=torch.from_numpy(logits[starts // context]))
 
     def accumulate(self, batch: Batch) -> Losses:
         losses = self.objective.losses(batch)
@@ -133,7 +139,8 @@ class Trainer:
 
     def _evaluate(self, observer: Observer) -> None:
         size = max(1, EVALUATION_TOKENS // self.model.config.context_length)
-        validation = validate(self.objective, self.material.validation, size, self.workers)
+        tokens = self.material.validation[: self.config.length.max_validation_tokens]
+        validation = validate(self.objective, tokens, size, self.workers)
         is_best = validation.loss < self.progress.best_loss
         self.progress.best_loss = min(validation.loss, self.progress.best_loss)
         if self.workers.rank:

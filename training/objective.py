@@ -42,23 +42,26 @@ class Objective:
 
     def losses(self, batch: Batch) -> Losses:
         """Forward pass over a batch, gradients recorded unless torch was told otherwise."""
-        inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
+        inputs = batch.inputs.to(self.device)
         config = self.model.config
         routing = RoutingLosses(config.num_experts_per_token)
         logits = self._logits(self.model, inputs, routing.observe)
-        tokens, agreed = self._token_loss(logits, inputs, targets)
+        tokens, agreed = self._token_loss(logits, batch)
         if not config.num_experts:
             return Losses(tokens, tokens, agreement=agreed)
         balance, router_z = routing.mean_balance(), routing.mean_router_z()
         total = tokens + self.options.balance * balance + self.options.router_z * router_z
         return Losses(tokens, total, Routing(torch.stack((balance, router_z)).detach(), routing.load()), agreed)
 
-    def _token_loss(self, logits: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _token_loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The loss per token and, with a target, the agreement. A target makes the tokens that follow irrelevant."""
         if self.target is None:
-            return token_loss(logits, targets), None
-        with torch.no_grad():
-            target_logits = self._logits(self.target, inputs, ignore_routing)
+            return token_loss(logits, batch.targets.to(self.device)), None
+        if batch.target_logits is not None:
+            target_logits = batch.target_logits.to(self.device).float()
+        else:
+            with torch.no_grad():
+                target_logits = self._logits(self.target, batch.inputs.to(self.device), ignore_routing)
         return distillation_loss(logits, target_logits), agreement(logits.detach(), target_logits)
 
     def _logits(self, model: GPT, inputs: Tensor, observe: ObserveRouting) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from model.config import ModelConfig
 from model.gpt import GPT, initialise
@@ -23,6 +24,7 @@ class Material:
     training: TokenArray
     validation: TokenArray
     corpus_sha256: str
+    target_logits: NDArray[np.float16] | None = None  # of the training tokens: [texts, context - 1, vocab]
 
 
 def read_corpus(config: TrainConfig) -> Corpus:

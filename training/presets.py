@@ -1,5 +1,6 @@
 """The recipes: a name and a configuration each. What was tried before is in docs/training.md."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from model.config import ModelConfig
@@ -15,6 +16,10 @@ from training.config import (
 
 Presets = dict[str, tuple[str, TrainConfig]]
 
+# One play held out: validating a model of 100M parameters on four would take longer than training it.
+TARGET_RATES = OptimizerOptions(muon_learning_rate=0.01, learning_rate=0.002)
+PLAYS_FOR_TARGETS = DataOptions(tokenizer="bpe", validation_fraction=0.03)
+
 
 def presets() -> Presets:
     """Description and configuration of every preset, by name."""
@@ -26,6 +31,14 @@ def presets() -> Presets:
             "one layer distilled from shakespeare-char, to draft for it; shipped",
             _shakespeare_draft(),
         ),
+        "plays-10m": ("GPT-2 layout, 10.9M parameters, byte-level BPE: a target to speculate for", _plays_10m()),
+        "plays-100m-base": ("the first 2 layers of plays-100m, trained alone: where it starts", _plays_100m_base()),
+        "plays-100m": (
+            "Llama layout, 97.5M parameters, grown from plays-100m-base: a target to speculate for",
+            _plays_100m(),
+        ),
+        "plays-10m-draft": ("one layer distilled from plays-10m, to draft for it", _plays_10m_draft()),
+        "plays-100m-draft": ("two narrow layers distilled from plays-100m, to draft for it", _plays_100m_draft()),
         "tinyshakespeare-2min": ("benchmark: 110 s on two cores; give --data.path", _benchmark("2min", 110.0, 0.0)),
         "tinyshakespeare-5min": ("benchmark: 300 s on two cores; give --data.path", _benchmark("5min", 300.0, 0.1)),
         "smoke": ("seconds; shows that everything runs; give --data.path or install the plays", _smoke()),
@@ -123,6 +136,88 @@ def _shakespeare_moe() -> TrainConfig:
         length=LengthOptions(max_steps=1_100, batch_size=16, num_evaluations=5),
         dropout=0.05,
     )
+
+
+def _plays_10m() -> TrainConfig:
+    return TrainConfig(
+        model=replace(_gpt2(num_layers=6, hidden_size=384, num_heads=6, context_length=256), vocab_size=1_024),
+        out=Path("runs/plays-10m"),
+        data=PLAYS_FOR_TARGETS,
+        optimizer=TARGET_RATES,
+        schedule=ScheduleOptions(warmup_fraction=0.05),
+        length=LengthOptions(max_seconds=900.0, batch_size=8, num_evaluations=2),
+        sample=SampleOptions(max_tokens=60),
+    )
+
+
+def _llama_768(num_layers: int) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=1_024,
+        hidden_size=768,
+        num_layers=num_layers,
+        num_heads=12,
+        num_kv_heads=4,
+        head_dim=64,
+        intermediate_size=2_816,
+        context_length=256,
+    )
+
+
+def _plays_100m_base() -> TrainConfig:
+    return TrainConfig(
+        model=_llama_768(num_layers=2),
+        out=Path("runs/plays-100m-base"),
+        data=PLAYS_FOR_TARGETS,
+        optimizer=TARGET_RATES,
+        schedule=ScheduleOptions(warmup_fraction=0.05),
+        length=LengthOptions(max_seconds=900.0, batch_size=8, num_evaluations=2),
+        sample=SampleOptions(max_tokens=60),
+    )
+
+
+def _plays_100m() -> TrainConfig:
+    return TrainConfig(
+        model=_llama_768(num_layers=12),
+        out=Path("runs/plays-100m"),
+        grow_from=Path("runs/plays-100m-base/checkpoint"),
+        data=PLAYS_FOR_TARGETS,
+        # Making 12 layers' matrices orthogonal would take longer than their passes over so small a batch.
+        optimizer=OptimizerOptions(matrices="adamw", learning_rate=5e-4),
+        schedule=ScheduleOptions(warmup_fraction=0.05),
+        length=LengthOptions(max_seconds=900.0, batch_size=8, num_evaluations=1, max_validation_tokens=8_192),
+        sample=SampleOptions(max_tokens=60),
+    )
+
+
+def _draft(name: str, model: ModelConfig, num_tokens: int, num_steps: int) -> TrainConfig:
+    """For a target that is dear to ask: it writes little, is asked only while it writes, and all is read often."""
+    return TrainConfig(
+        model=model,
+        out=Path(f"runs/{name}-draft"),
+        data=PLAYS_FOR_TARGETS,
+        optimizer=OptimizerOptions(muon_learning_rate=0.02, learning_rate=0.005),
+        length=LengthOptions(max_steps=num_steps, batch_size=16, num_evaluations=2),
+        sample=SampleOptions(max_tokens=60),
+        distill=DistillOptions(
+            target=Path(f"runs/{name}/checkpoint"),
+            num_tokens=num_tokens,
+            num_validation_tokens=4_096,
+            prompt_length=48,
+            temperatures=(0.8, 0.0),
+            writing_precision="bfloat16",
+            keep_logits=True,
+        ),
+    )
+
+
+def _plays_100m_draft() -> TrainConfig:
+    model = replace(_llama_768(num_layers=2), hidden_size=256, num_heads=4, num_kv_heads=2, intermediate_size=768)
+    return _draft("plays-100m", model, num_tokens=65_536, num_steps=200)
+
+
+def _plays_10m_draft() -> TrainConfig:
+    model = replace(_gpt2(num_layers=1, hidden_size=192, num_heads=3, context_length=256), vocab_size=1_024)
+    return _draft("plays-10m", model, num_tokens=262_144, num_steps=400)
 
 
 def _benchmark(name: str, seconds: float, dropout: float) -> TrainConfig:

@@ -14,6 +14,7 @@ from model.gpt import GPT
 from training.config import TrainConfig, TrainingError, refuse
 from training.dataset import WindowOrder
 from training.distill import distillation_record, load_target, load_written, start_from_target, write_material
+from training.growth import grow, load_base
 from training.journal import Journal
 from training.loop import CHECKPOINT_FOLDER, Trainer, never
 from training.parallel import Workers
@@ -36,6 +37,9 @@ def train(config: TrainConfig, workers: Workers, stream: TextIO, should_stop: Ca
     material = _material(config, workers)
     device = torch.device(config.device)
     model = build_model(config, material.tokenizer.vocab_size, device)
+    base = load_base(config, material.tokenizer, device)
+    if base is not None:
+        grow(model, base)
     target = load_target(config, material.tokenizer, device)
     if target is not None:
         material = _written_material(config, material, target, workers)

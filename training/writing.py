@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.attention import alibi_bias, fused_attention, visible_keys
@@ -14,6 +15,7 @@ from model.gpt import GPT, Attend
 from model.positions import alibi_slopes
 from training.dataset import TokenArray
 
+LogitArray = NDArray[np.float16]
 SEQUENCES_AT_ONCE = 128  # more rows per product gain nothing on a CPU: reading the cache is what takes the time
 
 
@@ -26,11 +28,21 @@ class Texts:
     temperatures: tuple[float, ...]  # the texts take turns; 0 is greedy
 
 
-def write_texts(model: GPT, corpus: TokenArray, texts: Texts, num_tokens: int, seed: int) -> TokenArray:
-    """At least `num_tokens` tokens: whole texts, one after another.
+@dataclass(frozen=True)
+class Written:
+    """Whole texts, one after another, and maybe what their writer thought of every next token."""
 
-    Each begins with tokens from a random place of `corpus` and goes on as `model` has it. A function of the arguments
-    alone, on one machine.
+    tokens: TokenArray  # [texts * length]
+    logits: LogitArray | None = None  # [texts, length - 1, vocab]: no token comes after the last
+
+
+def write_texts(
+    model: GPT, corpus: TokenArray, texts: Texts, num_tokens: int, seed: int, keep_logits: bool = False
+) -> Written:
+    """At least `num_tokens` tokens.
+
+    Each text begins with tokens from a random place of `corpus` and goes on as `model` has it. A function of the
+    arguments alone, on one machine.
     """
     length, prompt_length = texts.length, texts.prompt_length
     num_texts = -(-num_tokens // length)
@@ -41,12 +53,29 @@ def write_texts(model: GPT, corpus: TokenArray, texts: Texts, num_tokens: int, s
     generator = torch.Generator(device).manual_seed(seed)
     parts = [torch.split(each.to(device), SEQUENCES_AT_ONCE) for each in (prompts, heats)]
     pairs = zip(parts[0], parts[1], strict=True)
-    written = torch.cat([continuations(model, prompt, heat, length, generator) for prompt, heat in pairs])
-    return written.flatten().cpu().numpy().astype(np.int32)
+    pieces: list[Tensor] = []
+    kept: list[Tensor] = []
+    for prompt, heat in pairs:
+        passes: list[Tensor] | None = [] if keep_logits else None
+        pieces.append(continuations(model, prompt, heat, length, generator, passes))
+        if passes is not None:
+            kept.append(torch.cat(passes, dim=1))
+    tokens = torch.cat(pieces).flatten().cpu().numpy().astype(np.int32)
+    return Written(tokens, torch.cat(kept).cpu().numpy() if keep_logits else None)
 
 
-def continuations(model: GPT, prompts: Tensor, temperatures: Tensor, length: int, generator: torch.Generator) -> Tensor:
-    """Texts [texts, length] that begin with prompts [texts, prompt], drawn at temperatures [texts]."""
+def continuations(
+    model: GPT,
+    prompts: Tensor,
+    temperatures: Tensor,
+    length: int,
+    generator: torch.Generator,
+    passes: list[Tensor] | None = None,
+) -> Tensor:
+    """Texts [texts, length] that begin with prompts [texts, prompt], drawn at temperatures [texts].
+
+    The logits of each pass over them, [texts, tokens of the pass, vocab] float16, are added to `passes`.
+    """
     cache = KeyValueCache(model.config, length, model.embedding.weight)
     pieces = [prompts]
     with torch.inference_mode():
@@ -55,6 +84,8 @@ def continuations(model: GPT, prompts: Tensor, temperatures: Tensor, length: int
             positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
             hidden = model(tokens, positions, cache.attend(positions))
             logits = model.unembed(hidden[:, -1])
+            if passes is not None:
+                passes.append(model.unembed(hidden).half())
             # The arg-max of logits / T + Gumbel noise draws from their softmax; times T, it is greedy at T = 0.
             noise = -torch.empty_like(logits).exponential_(generator=generator).log()
             pieces.append((logits + temperatures[:, None] * noise).argmax(-1, keepdim=True))

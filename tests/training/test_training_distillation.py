@@ -22,6 +22,7 @@ from training_runs import (
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import ModelConfig
 from model.files import read_json
+from model.reference import sequence_logits
 from model.tokenizer import Tokenizer, train_char_tokenizer
 from training.config import DistillOptions, LossOptions, TrainConfig, TrainingError
 from training.dataset import Batch
@@ -106,6 +107,29 @@ def test_a_student_learns_its_target_and_leaves_it_alone(text: Path, target: Pat
     assert {file.name: file.read_bytes() for file in target.iterdir()} == before
     student = load_checkpoint(tmp_path / "run" / "checkpoint", torch.float32, CPU)
     assert (student.config.num_layers, student.config.vocab_size) == (1, Tokenizer.load(target).vocab_size)
+
+
+def test_kept_logits_teach_what_the_target_itself_does(text: Path, target: Path, tmp_path: Path) -> None:
+    """The windows differ, so the steps do; what is learned does not. Resumed, it reads the same logits again."""
+    config = student_run(text, target, tmp_path / "run", max_steps=60, num_evaluations=3)
+    config = replace(config, dropout=0.0, distill=replace(config.distill, keep_logits=True))
+    assert not run_quietly(config, stop_after=30)
+    assert run_quietly(replace(config, resume=True))
+    losses = [number(record, "validation_loss") for record in evaluations(config.out)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0] / 2
+
+
+def test_a_batch_with_the_targets_logits_has_the_loss_of_asking_it() -> None:
+    student, target = fresh_model(TINY, 1), fresh_model(TINY)
+    inputs = torch.arange(30).view(2, 15)
+    with torch.no_grad():
+        answers = torch.stack([sequence_logits(target, row) for row in inputs.tolist()])
+    asked, told = (
+        Objective(student, LossOptions(), torch.float32, target).losses(Batch(inputs, inputs, logits)).tokens.item()
+        for logits in (None, answers)
+    )
+    assert told == pytest.approx(asked, rel=1e-4)
 
 
 def test_a_run_without_a_target_reports_no_agreement(target: Path) -> None:

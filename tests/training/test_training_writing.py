@@ -41,7 +41,7 @@ def test_tokens_are_drawn_from_the_distribution_at_the_temperature(temperature: 
 
 def test_texts_begin_with_pieces_of_the_corpus_and_take_turns_at_the_temperatures() -> None:
     model = fresh_model(TINY)
-    written = write_texts(model, CORPUS, Texts(16, 3, (0.0, 1.0)), 16 * 300 - 5, seed=1)
+    written = write_texts(model, CORPUS, Texts(16, 3, (0.0, 1.0)), 16 * 300 - 5, seed=1).tokens
     texts = written.reshape(300, 16)
     assert (np.diff(texts[:, :3]) == 1).all()  # the corpus counts upwards
     assert len(set(texts[:, 0].tolist())) > 80
@@ -52,7 +52,18 @@ def test_texts_begin_with_pieces_of_the_corpus_and_take_turns_at_the_temperature
 
 def test_texts_are_a_function_of_the_seed() -> None:
     model = fresh_model(TINY)
-    first, again, other = (write_texts(model, CORPUS, Texts(16, 3, (1.0,)), 400, seed) for seed in (1, 1, 2))
+    first, again, other = (write_texts(model, CORPUS, Texts(16, 3, (1.0,)), 400, seed).tokens for seed in (1, 1, 2))
     assert first.dtype == np.int32
     assert (first == again).all()
     assert (first != other).any()
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_GPT2])
+def test_kept_logits_are_the_writers_at_every_token_but_the_last(config: ModelConfig) -> None:
+    model = fresh_model(config)
+    written = write_texts(model, CORPUS, Texts(16, 3, (0.0, 1.0)), 16 * 5, seed=1, keep_logits=True)
+    assert written.logits is not None
+    assert written.logits.shape == (5, 15, config.vocab_size)
+    for text, logits in zip(written.tokens.reshape(5, 16).tolist(), written.logits, strict=True):
+        expected = sequence_logits(model, text)[:-1].detach().numpy()
+        np.testing.assert_allclose(logits, expected, atol=2e-3)
