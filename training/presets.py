@@ -212,12 +212,12 @@ def _draft(name: str, model: ModelConfig, num_tokens: int, num_steps: int) -> Tr
 
 def _plays_100m_draft() -> TrainConfig:
     model = replace(_llama_768(num_layers=2), hidden_size=256, num_heads=4, num_kv_heads=2, intermediate_size=768)
-    return _draft("plays-100m", model, num_tokens=65_536, num_steps=200)
+    return _draft("plays-100m", model, num_tokens=32_768, num_steps=150)
 
 
 def _plays_10m_draft() -> TrainConfig:
     model = replace(_gpt2(num_layers=1, hidden_size=192, num_heads=3, context_length=256), vocab_size=1_024)
-    return _draft("plays-10m", model, num_tokens=262_144, num_steps=400)
+    return _draft("plays-10m", model, num_tokens=98_304, num_steps=300)
 
 
 def _benchmark(name: str, seconds: float, dropout: float) -> TrainConfig:

@@ -5,7 +5,8 @@ a token and the drafts that prove right. Both sides are measured, and the best n
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from server.engine.drafting.acceptance import Acceptance
@@ -13,8 +14,8 @@ from server.engine.drafting.costs import CostCurve
 from server.engine.sequence import Sequence as EngineSequence
 from server.engine.types import MAX_DRAFT_TOKENS, DraftMethod, StepStats
 
-# Planning anew at every step would cost a percent itself.
-_STEPS_PER_PLAN = 8
+# Planning anew at every step would cost a percent itself; while nobody drafts there is less to learn.
+_STEPS_PER_PLAN, _STEPS_PER_PLAN_OFF = 8, 32
 # Drafting must promise so much more than not drafting: the estimates are no better.
 _WORTHWHILE = 1.05
 # While a method is out of use, one sequence tries it for a few steps, once in a while.
@@ -41,6 +42,24 @@ class Plan:
         return min(self.num_tokens, int(math.log(self.worth) / math.log(rate) + 1e-9))
 
 
+# How many sequences have which chance that a draft of theirs is right, and allow how many drafts.
+Rates = Mapping[tuple[float, int], int]
+
+
+class Load:
+    """What there is to plan for, looked at once for all plans. `plain` is the tokens per second without drafts."""
+
+    def __init__(self, num_running: int, plain: float, wishing: Collection[EngineSequence]) -> None:
+        self.num_running = num_running
+        self.plain = plain
+        self._most = {one.request.id: min(one.request.speculation.num_tokens, MAX_DRAFT_TOKENS) for one in wishing}
+        self.most_drafts = max(self._most.values(), default=0)
+
+    def rates(self, method: DraftMethod, acceptance: Acceptance) -> Rates:
+        """Of all who wish, to the hundredth: sequences that are nearly alike are planned for together."""
+        return Counter((round(acceptance.rate(method, id_), 2), most) for id_, most in self._most.items())
+
+
 class Adaptive:
     """Decides for all sequences that leave it to the server. `methods` are tried in this order, best guess first.
 
@@ -56,7 +75,9 @@ class Adaptive:
         self._target_costs = CostCurve()
         self._lookup_costs = {method: CostCurve() for method in methods if method not in pass_costs}
         self._plan = Plan(self._methods[0], _PROBE_TOKENS)  # nothing is measured yet: find out
-        self._wishing: dict[int, EngineSequence] = {}  # of this step
+        self._is_planning = True  # after this step: who wishes is written down only then
+        self._wishing: dict[int, EngineSequence] = {}
+        self._num_wishing = 0  # in this step
         self._num_steps = 0
         self._planned_for = 0  # sequences running
         self._probe: tuple[int, DraftMethod] | None = None
@@ -64,12 +85,14 @@ class Adaptive:
     def withdraw(self, method: DraftMethod) -> None:
         """The method has failed for good."""
         self._methods.remove(method)
-        self._plan, self._probe = Plan(), None
+        self._plan, self._probe, self._is_planning = Plan(), None, True
 
     def num_wanted(self, sequence: EngineSequence) -> int:
         """Drafts for the sequence in the coming step, at most as many as its request allows."""
         id_ = sequence.request.id
-        self._wishing[id_] = sequence
+        self._num_wishing += 1
+        if self._is_planning:
+            self._wishing[id_] = sequence
         if self._probe is not None and self._probe[0] == id_:
             return _PROBE_TOKENS
         plan = self._plan
@@ -86,25 +109,29 @@ class Adaptive:
         is_news = False
         if num_tokens and not stats.num_prompt_tokens:
             is_news = self._target_costs.record(num_tokens, stats.duration_seconds - stats.draft_seconds)
-        if not self._wishing:
+        if not self._num_wishing:
             return
         if self._plan.method in self._lookup_costs and self._probe is None:
-            self._lookup_costs[self._plan.method].record(len(self._wishing), stats.draft_seconds)
+            self._lookup_costs[self._plan.method].record(self._num_wishing, stats.draft_seconds)
+        self._num_wishing = 0
         self._num_steps += 1
-        self._take_turns_probing()
-        load_shift = abs(stats.num_running - self._planned_for)
-        if is_news or self._num_steps % _STEPS_PER_PLAN == 0 or load_shift > self._planned_for // 8:
-            self._planned_for = stats.num_running
-            self._plan = self._best_plan(stats.num_running)
-        self._wishing.clear()
-
-    def _take_turns_probing(self) -> None:
-        """Let the sequence that has least to catch up with try another method, or drafting at all."""
         phase = self._num_steps % _STEPS_BETWEEN_PROBES
         if phase == _STEPS_PER_PROBE:
             self._probe = None
+        if self._is_planning and self._wishing:
+            if phase == 0:
+                self._choose_probe()
+            self._planned_for = stats.num_running
+            self._plan = self._best_plan(stats.num_running)
+            self._wishing.clear()
+        period = _STEPS_PER_PLAN if self._plan.num_tokens else _STEPS_PER_PLAN_OFF
+        load_shift = abs(stats.num_running - self._planned_for)
+        self._is_planning = is_news or (self._num_steps + 1) % period == 0 or load_shift > self._planned_for // 8
+
+    def _choose_probe(self) -> None:
+        """Let the sequence that has least to catch up with try another method, or drafting at all."""
         others = [method for method in self._methods if method != self._plan.method]
-        if phase == 0 and others:
+        if others:
             sequence = min(self._wishing.values(), key=_num_behind)
             turn = self._num_steps // _STEPS_BETWEEN_PROBES
             self._probe = (sequence.request.id, others[turn % len(others)])
@@ -114,33 +141,33 @@ class Adaptive:
         seconds = self._target_costs.estimate(num_running)
         if not seconds:
             return self._plan
-        plain = num_running / seconds
+        load = Load(num_running, num_running / seconds, self._wishing.values())
         plans = [
-            self._evaluate(method, count, num_running, plain)
+            self._evaluate(method, count, load, rates)
             for method in self._methods
-            for count in range(1, MAX_DRAFT_TOKENS + 1)
+            for rates in (load.rates(method, self._acceptance),)
+            for count in range(1, load.most_drafts + 1)
         ]
         best = max(plans, key=lambda plan: plan.tokens_per_second, default=Plan())
-        return best if best.tokens_per_second > _WORTHWHILE * plain else Plan()
+        return best if best.tokens_per_second > _WORTHWHILE * load.plain else Plan()
 
-    def _evaluate(self, method: DraftMethod, count: int, num_running: int, plain: float) -> Plan:
-        """A plan with at most `count` drafts each; `plain` is the rate without any, in tokens per second."""
+    def _evaluate(self, method: DraftMethod, count: int, load: Load, rates: Rates) -> Plan:
+        """A plan with at most `count` drafts each."""
         coverage = self._acceptance.coverage(method)
         drafting = len(self._wishing) * coverage
         passes = self._seconds_drafting(method, count)
-        alone = self._target_costs.estimate(num_running)
-        extra = self._target_costs.estimate(num_running + round(drafting * count)) - alone + passes
-        plan = Plan(method, count, worth=max(0.0, plain * extra / (drafting * count)))
+        alone = self._target_costs.estimate(load.num_running)
+        extra = self._target_costs.estimate(load.num_running + round(drafting * count)) - alone + passes
+        plan = Plan(method, count, worth=max(0.0, load.plain * extra / (drafting * count)))
         num_drafts = num_right = 0.0
-        for sequence in self._wishing.values():
-            rate = self._acceptance.rate(method, sequence.request.id)
-            wanted = min(plan.num_drafts(rate), sequence.request.speculation.num_tokens)
-            num_drafts += wanted
-            num_right += rate * (1 - rate**wanted) / (1 - rate)  # rate + rate**2 + ... + rate**wanted
+        for (rate, most), num_alike in rates.items():
+            wanted = min(plan.num_drafts(rate), most)
+            num_drafts += num_alike * wanted
+            num_right += num_alike * rate * (1 - rate**wanted) / (1 - rate)  # rate + rate**2 + ... + rate**wanted
         if not num_drafts:
             return Plan()
-        seconds = self._target_costs.estimate(num_running + round(num_drafts * coverage)) + passes
-        return Plan(method, count, plan.worth, (num_running + num_right * coverage) / seconds)
+        seconds = self._target_costs.estimate(load.num_running + round(num_drafts * coverage)) + passes
+        return Plan(method, count, plan.worth, (load.num_running + num_right * coverage) / seconds)
 
     def _seconds_drafting(self, method: DraftMethod, count: int) -> float:
         """What a step of the method's own work takes. Looking up takes little, and no longer for more drafts."""

@@ -5,11 +5,11 @@ from bisect import bisect_left, insort
 
 
 # How much the newest measurement says about its size, after the first few, and about how fast the machine is just now.
-_NEWEST_SHARE, _PACE_SHARE = 0.1, 0.05
+_NEWEST_SHARE, _PACE_SHARE = 0.05, 0.1
 _SHORTEST_SECONDS = 1e-9  # a clock may not have moved
 # In the logarithm of seconds: a measurement further off counts as no more, so that a hiccup of the machine is not taken
 # for the price of a size; the first few of a size may be corrected by more.
-_MOST_NEWS, _MOST_EARLY_NEWS = 0.3, 2.0
+_MOST_NEWS, _MOST_EARLY_NEWS = 0.3, 4.0
 # Beyond what was measured, so much of the time is taken to grow with the number of tokens: little above, nearly all
 # below. Too cheap a guess is found out by the next step; too dear a one never would be.
 _GROWING_ABOVE, _GROWING_BELOW = 0.1, 0.9
