@@ -75,7 +75,9 @@ class Lowering:
     Of the model itself only the embeddings are kept. Raises UnsupportedError and MemoryError.
     """
 
-    def __init__(self, model: GPT, library: ctypes.CDLL, quantize: Quantize = "none", kv_cache: KVCache = "auto") -> None:
+    def __init__(
+        self, model: GPT, library: ctypes.CDLL, quantize: Quantize = "none", kv_cache: KVCache = "auto"
+    ) -> None:
         self.library = library
         self.config = model.config
         self._kept: list[object] = []

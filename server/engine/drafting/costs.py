@@ -3,7 +3,6 @@
 import math
 from bisect import bisect_left, insort
 
-
 # How much the newest measurement says about its size, after the first few, and about how fast the machine is just now.
 _NEWEST_SHARE, _PACE_SHARE = 0.05, 0.1
 _SHORTEST_SECONDS = 1e-9  # a clock may not have moved
