@@ -15,8 +15,8 @@ from torch import Tensor
 import model.moe
 import model.paged
 import model.paged_attention
-import server.engine.runner
 import server.engine.sequence
+import server.engine.torch_runner
 import server.engine.verify
 from model.attention import visible_keys
 from model.gpt import GPT
@@ -84,7 +84,7 @@ def test_nothing_matters_while_nothing_is_broken(gqa: GPT, moe: GPT) -> None:
 
 def test_control_row_padding(gqa: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     """Natural heights of one to three rows take other code paths in the library."""
-    monkeypatch.setattr(server.engine.runner, "padding", lambda rows: 0)
+    monkeypatch.setattr(server.engine.torch_runner, "padding", lambda rows: 0)
     assert company_matters(gqa)
 
 
