@@ -1,7 +1,7 @@
 """The C structures and functions of the native library: `csrc/abi.h` in ctypes, and nothing else."""
 
 import ctypes
-from ctypes import POINTER, Structure, c_char_p, c_double, c_int, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 from model.native.build import LIBRARY, SOURCES, sources_hash
@@ -116,6 +116,10 @@ def open_library(path: Path = LIBRARY) -> ctypes.CDLL:
     library.minigpt_scrub.restype = None
     library.minigpt_choose.argtypes = (c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p)
     library.minigpt_choose.restype = None
+    library.minigpt_read_memory.argtypes = (c_void_p, c_int64, c_int64)
+    library.minigpt_read_memory.restype = c_uint64
+    library.minigpt_compute_dots.argtypes = (c_char_p, c_int64, c_int64, c_int64, POINTER(c_double))
+    library.minigpt_compute_dots.restype = c_int
     library.minigpt_allocate.argtypes = (c_int64,)
     library.minigpt_allocate.restype = c_void_p
     library.minigpt_free.argtypes = (c_void_p, c_int64)

@@ -78,6 +78,7 @@ struct Backend {
     const char* name;
     int64_t tile_rows;
     void (*run)(const StepContext& context, const Team& team);
+    int64_t (*compute_dots)(int64_t weight_bytes, int64_t repeats);  // see measure.h; returns the operations of one repeat
 };
 
 const Backend* backend_avx512();

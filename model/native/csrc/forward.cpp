@@ -16,6 +16,7 @@
 #include "attention.h"
 #include "attention_int8.h"
 #include "experts.h"
+#include "peak.h"
 
 namespace ISA {
 
@@ -124,6 +125,11 @@ static void run(const StepContext& context, const Team& team) {
     Forward<float>{context, team}.run();
 }
 
+static int64_t compute_dots(int64_t weight_bytes, int64_t repeats) {
+    if (weight_bytes == 1) return peak_dots<uint8_t>(repeats);
+    return weight_bytes == 2 ? peak_dots<uint16_t>(repeats) : peak_dots<float>(repeats);
+}
+
 }  // namespace ISA
 
 #define BACKEND_NAME_(isa) backend_##isa
@@ -132,6 +138,6 @@ static void run(const StepContext& context, const Team& team) {
 #define TEXT(isa) TEXT_(isa)
 
 const Backend* BACKEND_NAME(ISA)() {
-    static const Backend backend = {TEXT(ISA), ISA::kTileRows, ISA::run};
+    static const Backend backend = {TEXT(ISA), ISA::kTileRows, ISA::run, ISA::compute_dots};
     return &backend;
 }

@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "measure.h"
 #include "memory.h"
 #include "session.h"
 
@@ -77,6 +78,17 @@ void minigpt_scrub(Session* session, const int32_t* blocks, int64_t count) {
     for (int64_t layer = 0; layer < session->model().num_layers; ++layer)
         for (int64_t i = 0; i < count; ++i)
             std::memset(cache.data + (layer * cache.num_blocks + blocks[i]) * bytes, 0, static_cast<size_t>(bytes));
+}
+
+// For benchmarks: see measure.h.
+uint64_t minigpt_read_memory(const void* words, int64_t count, int64_t num_threads) {
+    return read_memory(static_cast<const uint64_t*>(words), count, num_threads);
+}
+int minigpt_compute_dots(const char* instruction_set, int64_t weight_bytes, int64_t repeats, int64_t num_threads,
+                         double* operations) {
+    return guarded([&] {
+        *operations = compute_dots(*choose_backend(instruction_set), weight_bytes, repeats, num_threads);
+    });
 }
 
 // Zeroed memory for packed weights, or null when there is none left.
