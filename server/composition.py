@@ -4,6 +4,7 @@ It is apart from `__main__` because importing that stack takes a second, in whic
 """
 
 import asyncio
+import gc
 import socket
 from itertools import chain
 from pathlib import Path
@@ -22,6 +23,9 @@ from server.metrics import Metrics
 from server.protocol import Configure, ModelSource
 from server.supervisor import EngineChild, RestartPolicy, Supervisor, start_children
 from server.timeline import Timeline
+
+# New objects between two collections in this process.
+YOUNG_OBJECTS = 20_000
 
 
 def serve(
@@ -49,6 +53,12 @@ def serve(
         raise CannotStart(f"--model {','.join(names)}: {error}") from error
     http = build_http_server(app, config.log.access_log)
     children = chain([first_child], start_children(first_child.command))
+
+    # What is here now stays for good. And a step of many streams makes some thousand objects which it soon lets go of:
+    # collecting among them, as by default once in seven hundred, would only ever find them in use.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)
 
     async def run() -> int:
         supervisor = Supervisor(children, configure, client, RestartPolicy())

@@ -8,15 +8,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from server.engine.types import SequenceStep, StepStats
 from server.origins import Origin
 from server.records import Rejection, RequestRecord, SequenceRecord, StepTimings
 
-# What is kept of each model; whichever is reached first. A step with 64 sequences is some nine kilobytes.
+# What is kept of each model; whichever is reached first. A step with 64 sequences is some two kilobytes.
 MAX_SECONDS = 60.0
 MAX_STEPS = 4_096
 MAX_SEQUENCE_STEPS = 65_536
@@ -25,11 +26,24 @@ MAX_SEQUENCE_STEPS = 65_536
 _ENGINE = 1
 
 
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(StepStats)
+
+
+class _Kept(NamedTuple):
+    """A step packed: as objects, the sequences of some thousand steps would be looked through at every collection."""
+
+    started_at: float
+    ended_at: float
+    num_sequences: int
+    packed: bytes
+
+
 class Timeline:
     """A Listener that keeps each model's last steps."""
 
     def __init__(self, models: Sequence[str]) -> None:
-        self._steps: dict[str, deque[StepStats]] = {model: deque() for model in models}
+        self._steps: dict[str, deque[_Kept]] = {model: deque() for model in models}
         self._num_sequence_steps = dict.fromkeys(models, 0)
 
     def recent(self, model: str, seconds: float) -> list[StepStats]:
@@ -37,20 +51,20 @@ class Timeline:
         steps = self._steps[model]
         if not steps:
             return []
-        since = _ended_at(steps[-1]) - seconds
-        return [step for step in steps if step.started_at >= since]
+        since = steps[-1].ended_at - seconds
+        return [_DECODER.decode(step.packed) for step in steps if step.started_at >= since]
 
     def on_step(self, model: str, stats: StepStats, timings: StepTimings) -> None:
         steps = self._steps[model]
-        steps.append(stats)
+        steps.append(_Kept(stats.started_at, _ended_at(stats), len(stats.sequences), _ENCODER.encode(stats)))
         self._num_sequence_steps[model] += len(stats.sequences)
-        since = _ended_at(stats) - MAX_SECONDS
+        since = steps[-1].ended_at - MAX_SECONDS
         while len(steps) > 1 and (
             steps[0].started_at < since
             or len(steps) > MAX_STEPS
             or self._num_sequence_steps[model] > MAX_SEQUENCE_STEPS
         ):
-            self._num_sequence_steps[model] -= len(steps.popleft().sequences)
+            self._num_sequence_steps[model] -= steps.popleft().num_sequences
 
     def on_rejected(self, model: str, reason: Rejection) -> None:
         """Not shown."""

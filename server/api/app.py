@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.types import Receive, Scope, Send
 
 from server.api.auth import BearerAuth
 from server.api.body_bounds import BodyBounds
@@ -17,7 +18,7 @@ from server.api.chat_template import ChatTemplate
 from server.api.compare import compare_router
 from server.api.compare_request import CompareRequest
 from server.api.completions import completions_router
-from server.api.direct_send import DirectSend
+from server.api.direct_send import keep_direct_send
 from server.api.engine_port import Engine
 from server.api.errors import respond_to_error
 from server.api.health import health_router
@@ -33,6 +34,14 @@ from server.api.service import Service
 from server.api.settings import MAX_BYTES_BEING_READ, READ_BODY_SECONDS, ApiSettings
 from server.api.tokenization import DetokenizeRequest, TokenizeRequest, tokenization_router
 from server.errors import ServerError
+
+
+class Application(DocumentedApp):
+    """The outermost layer."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        keep_direct_send(scope, send)
+        await super().__call__(scope, receive, send)
 
 
 def _random_bits() -> int:
@@ -62,14 +71,13 @@ def create_app(
         clock=clock,
         random_bits=random_bits,
     )
-    app = DocumentedApp(
+    app = Application(
         title="Mini-GPT server",
         version=service.version,
         docs_url=None,  # the pages load their scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
         middleware=[
-            Middleware(DirectSend),
             Middleware(RequestId, random_bits=random_bits),
             # What nobody else catches. The framework's own place for it is outside, where answers get no request id.
             Middleware(ServerErrorMiddleware, handler=respond_to_error),

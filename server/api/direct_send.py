@@ -3,23 +3,17 @@
 Every layer in between costs a call for each event of each stream, and looks at nothing but the head and the end.
 """
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope, Send
 
 _KEY = "minigpt.direct_send"
 
 
-class DirectSend:
-    """ASGI middleware, around all others that are to be passed by."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[_KEY] = send
-        await self._app(scope, receive, send)
+def keep_direct_send(scope: Scope, send: Send) -> None:
+    """To be called with what the server itself gave."""
+    scope[_KEY] = send
 
 
 def direct_send(scope: Scope, send: Send) -> Send:
-    """What DirectSend was given; `send` where there is none around the application."""
+    """What was kept; `send` where nothing was."""
     direct: Send = scope.get(_KEY, send)
     return direct
