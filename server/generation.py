@@ -47,6 +47,7 @@ class Generation:
         self._failure: str | None = None
         self._unread: list[Delivered] = []
         # A bare future where an Event would do: this is done for every stream in every step.
+        self._loop = asyncio.get_running_loop()
         self._waiting: asyncio.Future[None] | None = None
 
     def __aiter__(self) -> "Generation":
@@ -58,7 +59,7 @@ class Generation:
                 raise EngineFailed(self._failure)
             if self.num_unfinished == 0:
                 raise StopAsyncIteration
-            self._waiting = asyncio.get_running_loop().create_future()
+            self._waiting = self._loop.create_future()
             await self._waiting
         unread, self._unread = self._unread, []
         return unread
@@ -86,7 +87,8 @@ class Generation:
     def deliver(self, index: int, output: SequenceOutput) -> None:
         """Queue an output. However many come in one turn of the loop, the reader wakes once."""
         self._unread.append((index, output))
-        self._wake()
+        if self._waiting is not None:
+            self._wake()
 
     def finish_one(self) -> None:
         """One of the sequences has ended, for whatever reason."""
@@ -98,8 +100,9 @@ class Generation:
         self._failure = reason
 
     def _wake(self) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and not waiting.done():  # it is done where its reader was cancelled
+            waiting.set_result(None)
 
     def _end_if_open(self, sequence: OpenSequence, outcome: Outcome) -> None:
         if sequence.outcome is None:

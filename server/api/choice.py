@@ -59,6 +59,7 @@ class Choice:
         self._tokenizer = tokenizer
         self._options = options
         self._text = IncrementalText()
+        self._never_holds = not options.stops
         self._scanner = StopScanner(options.stops, options.include_stop)
         self._waiting_tokens: list[ShownToken] = []
         self._ready_tokens: list[ShownToken] = []
@@ -106,25 +107,22 @@ class Choice:
     def _push_tokens(self, output: SequenceOutput) -> None:
         """Take in the tokens up to the one that completes a stop string."""
         for index, token in enumerate(output.tokens):
+            self.num_tokens += 1
+            if output.stop_token is not None and index == len(output.tokens) - 1 and not self._options.include_stop:
+                return
             logprob = output.logprobs[index] if output.logprobs else None
-            is_stop = output.stop_token is not None and index == len(output.tokens) - 1
             trace = output.traces[index] if output.traces else None
-            self._push_token(ShownToken(token, self._text.length, logprob, trace), is_stop)
+            shown = ShownToken(token, self._text.length, logprob, trace)
+            text = self._text.push(self._tokenizer.token_bytes(token))
+            if self._never_holds:
+                self._ready_text.append(text)
+                self._ready_tokens.append(shown)
+                self.token_ids.append(token)
+                continue
+            self._waiting_tokens.append(shown)
+            self._push_text(text)
             if self.finish:
                 return
-
-    def _push_token(self, token: ShownToken, is_stop: bool) -> None:
-        self.num_tokens += 1
-        if is_stop and not self._options.include_stop:
-            return
-        text = self._text.push(self._tokenizer.token_bytes(token.id))
-        if not self._options.stops.strings:  # nothing can ever be held back
-            self._ready_text.append(text)
-            self._ready_tokens.append(token)
-            self.token_ids.append(token.id)
-            return
-        self._waiting_tokens.append(token)
-        self._push_text(text)
 
     def _push_text(self, text: str) -> None:
         armed = self.num_tokens >= self._options.min_tokens

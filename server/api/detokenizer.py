@@ -18,7 +18,9 @@ class IncrementalText:
         """The characters that `data` completes."""
         if self._is_whole:  # as nearly always: then whole characters decode by themselves, at a tenth of the cost
             try:
-                return self._count(data.decode())
+                text = data.decode()
+                self.length += len(text)
+                return text
             except UnicodeDecodeError:
                 pass
         text = self._decoder.decode(data)

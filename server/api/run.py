@@ -1,6 +1,6 @@
 """One admitted request while it is being answered: its open generation and its choices. It knows no response shape."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,12 +42,15 @@ class Receiver(Protocol):
 class Feed:
     """Gives the engine's outputs to those they are for, and tells the engine which of them have had enough."""
 
-    def __init__(self, generation: Generation, receivers: Sequence[Receiver]) -> None:
-        """Receiver i is for the sequence with the id i."""
+    def __init__(
+        self, generation: Generation, receivers: Sequence[Receiver], on_done: Callable[[], None] = lambda: None
+    ) -> None:
+        """Receiver i is for the sequence with the id i. `on_done` is called once, when every receiver is done."""
         self._generation = generation
         self._outputs = aiter(generation)
         self._receivers = receivers
         self._num_open = sum(not receiver.is_done for receiver in receivers)
+        self._on_done = on_done
 
     @property
     def is_done(self) -> bool:
@@ -73,6 +76,8 @@ class Feed:
                 self._num_open -= 1
                 if output.finish_reason is None:
                     self._generation.stop(index)
+        if self._num_open == 0:
+            self._on_done()
         return touched
 
 
@@ -89,19 +94,15 @@ class Run:
         """`on_done` is called once, when every choice is finished."""
         self.admitted = admitted
         self.choices = choices
-        self._feed = Feed(generation, choices)
-        self._on_done = on_done
+        self._feed = Feed(generation, choices, on_done)
 
     @property
     def is_done(self) -> bool:
         return self._feed.is_done
 
-    async def step(self) -> Iterable[int]:
+    def step(self) -> Coroutine[None, None, Iterable[int]]:
         """Wait for the engine's next outputs; the indices of the choices they were for. Raises EngineFailed."""
-        touched = await self._feed.step()
-        if self.is_done:
-            self._on_done()
-        return touched
+        return self._feed.step()
 
     def usage(self) -> Usage:
         """Tokens so far. A prompt counts once, however many choices it has."""

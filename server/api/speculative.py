@@ -45,8 +45,9 @@ class DraftTally:
 
         Drafts behind the end count as rejected, whatever ended the answer.
         """
-        self.num_steps += bool(num_tokens)
-        self.num_tokens += num_tokens
+        if num_tokens:
+            self.num_steps += 1
+            self.num_tokens += num_tokens
         for place in range(output.num_drafted):
             self.num_drafted[place] += 1
             self.num_accepted[place] += place < min(output.num_accepted, num_tokens)
