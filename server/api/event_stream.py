@@ -1,5 +1,6 @@
 """The response that carries server-sent events. It knows no event's meaning."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
@@ -25,17 +26,21 @@ class EventStream(EventSourceResponse):
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # In a task of its own: every wake-up of this one would pass through all the layers that wait for it.
+        telling = asyncio.create_task(self._tell(receive, send, direct_send(scope, send)))
+        try:
+            await telling
+        finally:
+            self._on_end()
+
+    async def _tell(self, receive: Receive, send: Send, send_event: Send) -> None:
         """Head and end pass through every layer, the events in between go straight to the server.
 
         A client that reads too slowly is waited for; meanwhile no events are made. One that leaves is not missed.
         """
-        send_event = direct_send(scope, send)
-        try:
-            with contextlib.suppress(ClientLeft):
-                async with WhileClientStays(receive):
-                    await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-                    async for events in self._events:
-                        await send_event({"type": "http.response.body", "body": events, "more_body": True})
-                    await send({"type": "http.response.body", "body": b"", "more_body": False})
-        finally:
-            self._on_end()
+        with contextlib.suppress(ClientLeft):
+            async with WhileClientStays(receive):
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                async for events in self._events:
+                    await send_event({"type": "http.response.body", "body": events, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
