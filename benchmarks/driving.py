@@ -1,15 +1,16 @@
 """Loads one server, or two in turn, with the load tester, and says how fast each was. Knows nothing of this server."""
 
+import io
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parents[1]
+from loadtest.__main__ import main as load_test
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,16 @@ def _run(flags: Sequence[str], load: Load, num_warmup: int) -> dict[str, list[Me
     """The runs of each server, by the load tester's letters, in the order of the rounds."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "loadtest", *flags, "--json", str(report)]
+        command = [*flags, "--json", str(report)]
         command += ["--concurrency", str(load.concurrency), "--num-requests", str(load.num_requests)]
         command += ["--warmup-requests", str(num_warmup), "--seed", str(load.seed)]
         command += ["--prompt-length", f"fixed:{load.prompt_tokens}", "--output-length", f"fixed:{load.output_tokens}"]
         command += ["--prompt-token-ids", "--vocab-size", str(load.vocab_size), "--ignore-eos"]
         command += ["--temperature", str(load.temperature)]
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if done.returncode:
-            sys.exit(f"{done.stdout}\nthe load tester ended with {done.returncode}")
+        with redirect_stdout(io.StringIO()) as shown, redirect_stderr(shown):
+            code = load_test(command)
+        if code:
+            sys.exit(f"{shown.getvalue()}\nthe load tester ended with {code}")
         runs = json.loads(report.read_text())["runs"]
     return {
         label: [_read(run, load) for run in sorted(runs, key=lambda run: run["round"]) if run["server"] == label]

@@ -19,7 +19,8 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.cells import Cell, Plan
-from benchmarks.driving import ROOT, spread
+from benchmarks.driving import spread
+from benchmarks.serving import ROOT
 
 PROMPT_TOKENS, OUTPUT_TOKENS, LONG_PROMPT_TOKENS = 48, 128, 512
 ENGINE = {"threads": 2}

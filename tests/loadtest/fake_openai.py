@@ -18,6 +18,8 @@ class Behaviour:
     content_type: str = "text/event-stream"
     ending: Literal["whole", "no_done", "no_finish", "error_event", "garbage", "drop", "hang"] = "whole"
     tokens_per_chunk: int = 1
+    max_tokens: int | None = None
+    """Stops here, whatever was asked for."""
     usage: bool = True
     continuous_usage: bool = False
     newline: str = "\n"
@@ -114,7 +116,7 @@ class FakeOpenAI:
 
 def payloads(body: dict[str, Any], shape: Behaviour) -> list[str]:
     """The data of all events of one answer, `max_tokens` tokens long."""
-    num_tokens, is_chat = body["max_tokens"], "messages" in body
+    num_tokens, is_chat = shape.max_tokens or body["max_tokens"], "messages" in body
     events: list[dict[str, Any]] = []
     if is_chat:
         events.append({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
