@@ -88,11 +88,6 @@ def compare(url: str, peer: Peer, load: Load, num_warmup: int) -> Comparison:
     return Comparison(measured["A"], measured["B"])
 
 
-def middle(runs: Sequence[Measured]) -> Measured:
-    """The run of median speed (the slower one of an even number's two)."""
-    return sorted(runs, key=lambda run: run.tokens_per_second)[(len(runs) - 1) // 2]
-
-
 def spread(ratios: Sequence[float]) -> str:
     """The median, with the least and the greatest where there are several."""
     many = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""

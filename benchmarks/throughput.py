@@ -21,8 +21,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
-from benchmarks.driving import Load, Peer, compare, measure, middle, spread
+from benchmarks.driving import Load, Peer, compare, measure, spread
 from benchmarks.quiet import busy_share
 from benchmarks.random_checkpoint import write
 from benchmarks.serving import ROOT, context_length, forward_seconds, serve
@@ -75,13 +76,13 @@ def line_alone(url: str, load: Load) -> list[str]:
 def line_versus(url: str, peer: Peer, load: Load) -> list[str]:
     """Medians of both servers, and of the ratios of the pairs."""
     comparison = compare(url, peer, load, _num_warmup(load))
-    ours, theirs = middle(comparison.ours), middle(comparison.theirs)
+    sides = (comparison.ours, comparison.theirs)
+    speeds = [median(run.tokens_per_second for run in runs) for runs in sides]
+    waits = [median(run.time_to_first_token_ms for run in runs) for runs in sides]
     return [
-        f"{ours.tokens_per_second:.0f}",
-        f"{theirs.tokens_per_second:.0f}",
+        *(f"{speed:.0f}" for speed in speeds),
         spread(comparison.speed_ratios),
-        f"{ours.time_to_first_token_ms:.1f}",
-        f"{theirs.time_to_first_token_ms:.1f}",
+        *(f"{wait:.1f}" for wait in waits),
         spread(comparison.first_token_ratios),
     ]
 
