@@ -9,6 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from loadtest.__main__ import main as load_test
 
@@ -115,7 +116,7 @@ def _run(flags: Sequence[str], load: Load, num_warmup: int) -> dict[str, list[Me
     }
 
 
-def _read(run: dict, load: Load) -> Measured:  # type: ignore[type-arg]
+def _read(run: Any, load: Load) -> Measured:
     summary = run["summary"]
     num_tokens, expected = summary["tokens"]["output"], load.num_requests * load.output_tokens
     if num_tokens != expected:
