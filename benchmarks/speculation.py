@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from statistics import median
 
@@ -34,6 +34,9 @@ class Options:
     temperature: float = 0.8
     prompt_length: int = 48
     num_tokens: int = 128
+    rounds: int = 1
+    """Requests one after another in each of the places that `concurrency` counts. With one, those with right drafts
+    end early, and leave the others in smaller and smaller steps."""
     pairs: int = 7
     engine: EngineConfig = field(default_factory=EngineConfig)
     validation_fraction: float = 0.1
@@ -52,16 +55,19 @@ class Measured:
     """What each prompt, counted from 0, was answered: speculation must not change it."""
 
 
-def measure(core: EngineCore, requests: Sequence[SequenceRequest]) -> Measured:
-    """Decode the requests, all there from the beginning."""
+def measure(core: EngineCore, requests: Sequence[SequenceRequest], concurrency: int) -> Measured:
+    """Decode the requests, so many at a time."""
     num_turns = 0
     texts: dict[int, list[int]] = {place: [] for place in range(len(requests))}
     places = {request.id: place for place, request in enumerate(requests)}
     started, cpu_started = time.perf_counter(), time.process_time()
-    for request in requests:
+    waiting = iter(requests)
+    for request in islice(waiting, concurrency):
         core.add(request)
     while core.has_work():
         for output in core.step().outputs:
+            if output.finish_reason is not None and (following := next(waiting, None)) is not None:
+                core.add(following)
             texts[places[output.id]] += output.tokens
             num_turns += bool(output.tokens)
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
@@ -74,8 +80,9 @@ def prompts(options: Options) -> list[tuple[int, ...]]:
     tokenizer = Tokenizer.load(options.target)
     held_out = split_documents(read_documents(None), options.validation_fraction).validation
     tokens = tokenizer.encode("".join(document.text for document in held_out))
-    stride = len(tokens) // options.concurrency
-    return [tuple(tokens[i * stride : i * stride + options.prompt_length]) for i in range(options.concurrency)]
+    num_requests = options.concurrency * options.rounds
+    stride = len(tokens) // num_requests
+    return [tuple(tokens[i * stride : i * stride + options.prompt_length]) for i in range(num_requests)]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -97,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
     ratios, cpu_ratios, differing = [], [], 0
     for pair in range(-1, options.pairs):
         order = (on, off) if pair % 2 else (off, on)
-        measured = {one: measure(core, batch(one, pair + 1)) for one in order}
+        measured = {one: measure(core, batch(one, pair + 1), options.concurrency) for one in order}
         if pair < 0:
             continue  # warm-up
         ratios.append(measured[on].tokens_per_second / measured[off].tokens_per_second)

@@ -3,6 +3,7 @@ optimiser and no file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from model.config import ModelConfig
 from model.gpt import GPT, Attend
 from model.positions import alibi_slopes
 from training.dataset import TokenArray
+from training.native_reading import native_reader
 
 LogitArray = NDArray[np.float16]
 SEQUENCES_AT_ONCE = 128  # more rows per product gain nothing on a CPU: reading the cache is what takes the time
@@ -76,20 +78,48 @@ def continuations(
 
     The logits of each pass over them, [texts, tokens of the pass, vocab] float16, are added to `passes`.
     """
-    cache = KeyValueCache(model.config, length, model.embedding.weight)
+    reader = _reader(model, len(prompts), length)
     pieces = [prompts]
     with torch.inference_mode():
         for start in _starts(prompts.shape[1], length):
-            tokens = pieces[-1]
-            positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
-            hidden = model(tokens, positions, cache.attend(positions))
-            logits = model.unembed(hidden[:, -1])
+            read = reader.read(pieces[-1], start, is_last_enough=passes is None)
+            logits = read[:, -1]
             if passes is not None:
-                passes.append(model.unembed(hidden).half())
+                passes.append(read.half())
             # The arg-max of logits / T + Gumbel noise draws from their softmax; times T, it is greedy at T = 0.
             noise = -torch.empty_like(logits).exponential_(generator=generator).log()
             pieces.append((logits + temperatures[:, None] * noise).argmax(-1, keepdim=True))
     return torch.cat(pieces, dim=1)
+
+
+class Reader(Protocol):
+    """A model that reads texts piece by piece."""
+
+    def read(self, tokens: Tensor, start: int, is_last_enough: bool) -> Tensor:
+        """Logits [texts, tokens or 1, vocab] float32 of the texts' next tokens [texts, tokens], from position `start`
+        on; of the last one alone if that is enough."""
+        ...
+
+
+class TorchReader:
+    """Any model on any device."""
+
+    def __init__(self, model: GPT, length: int) -> None:
+        self._model = model
+        self._cache = KeyValueCache(model.config, length, model.embedding.weight)
+
+    def read(self, tokens: Tensor, start: int, is_last_enough: bool) -> Tensor:
+        """See `Reader.read`."""
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        hidden = self._model(tokens, positions, self._cache.attend(positions))
+        return self._model.unembed(hidden[:, -1:] if is_last_enough else hidden)
+
+
+def _reader(model: GPT, num_texts: int, length: int) -> Reader:
+    weight = model.embedding.weight
+    is_for_native = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+    native = native_reader(model, num_texts, length) if is_for_native else None
+    return native or TorchReader(model, length)
 
 
 class KeyValueCache:

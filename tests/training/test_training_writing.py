@@ -10,7 +10,8 @@ from training_runs import TINY, TINY_GPT2, TINY_MOE, fresh_model
 
 from model.config import ModelConfig
 from model.reference import generate, sequence_logits
-from training.writing import Texts, continuations, write_texts
+from training.native_reading import native_reader
+from training.writing import Texts, TorchReader, continuations, write_texts
 
 CORPUS = np.arange(100, dtype=np.int32)
 TINY_ALIBI = replace(TINY, positions="alibi", sliding_window=5)
@@ -24,6 +25,20 @@ def test_greedy_texts_equal_the_reference_decoders(config: ModelConfig) -> None:
     for prompt, text in zip(prompts.tolist(), written.tolist(), strict=True):
         expected = generate(model, prompt, lambda logits, position: int(logits.argmax()), 13, frozenset())
         assert text == prompt + expected
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_GPT2, TINY_MOE, TINY_ALIBI])
+def test_the_native_back_end_reads_as_torch_does(config: ModelConfig) -> None:
+    model = fresh_model(config).bfloat16()
+    native, torch_reader = native_reader(model, 2, 16), TorchReader(model, 16)
+    assert native is not None
+    for start, tokens in ((0, [[3, 1, 4], [1, 5, 9]]), (3, [[2], [6]]), (4, [[5], [3]])):
+        piece = torch.tensor(tokens)
+        with torch.inference_mode():
+            expected = torch_reader.read(piece, start, is_last_enough=False)
+        given = native.read(piece, start, is_last_enough=False)
+        torch.testing.assert_close(given, expected, atol=5e-3, rtol=0)
+        assert given.shape == (2, piece.shape[1], config.vocab_size)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
