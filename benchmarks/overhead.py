@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -24,6 +25,8 @@ from server.engine.runner import StepResult
 
 # Rows of the stub's logits: as many as any step may want.
 _MAX_ROWS = 4_096
+# What a StepResult tells of finite numbers: of tokens, and since the native head looks, of logits.
+_NUM_TOLD = len(fields(StepResult)) - 2
 
 
 class StubRunner:
@@ -34,7 +37,9 @@ class StubRunner:
 
     def run(self, tokens: Sequence[int], spans: Sequence[object], wanted: Sequence[int]) -> StepResult:
         """As `Runner.run`. Logits are a copy, as the sampler may write to them."""
-        return StepResult(self._logits[: len(wanted)].clone(), 0.0, [True] * len(tokens))
+        logits = self._logits[: len(wanted)].clone()
+        told = (b"\1" * len(tokens), b"\1" * len(wanted))[:_NUM_TOLD]
+        return StepResult(logits, 0.0, *told)
 
 
 def least_seconds(core: EngineCore, first_id: int, batches: int, concurrency: int, temperature: float) -> float:

@@ -52,7 +52,8 @@ class NativeModel:
         wanted: Sequence[int],
         observed: Observed | None = None,
     ) -> tuple[Tensor, bytes]:
-        """Logits [wanted, vocab] float32 of the step's rows `wanted`, and per row 1 if it is finite, else 0.
+        """Logits [wanted, vocab] float32 of the step's rows `wanted`, and 1 for what is finite, else 0: first of every
+        row's hidden state, then of the logits [rows + wanted].
 
         `tokens` are the spans' tokens one span after the other. Their keys and values are stored. Raises NativeError
         for tokens, positions and blocks that are not there; nothing has been stored then.
@@ -67,8 +68,9 @@ class NativeModel:
             placed += (span.start, span.length, len(blocks))
         inputs = array("i", tokens), array("q", placed), array("i", tables), array("i", wanted)
         logits = torch.empty(num_wanted, self.lowering.config.vocab_size)
-        if num_rows > len(self._is_finite):
-            self._is_finite = (ctypes.c_char * (2 * num_rows))()
+        num_told = num_rows + num_wanted
+        if num_told > len(self._is_finite):
+            self._is_finite = (ctypes.c_char * (2 * num_told))()
         work = self._work
         work.num_rows, work.num_spans, work.num_wanted = num_rows, len(spans), num_wanted
         work.tokens, work.spans, work.blocks, work.wanted = (values.buffer_info()[0] for values in inputs)
@@ -76,7 +78,7 @@ class NativeModel:
         work.is_finite = ctypes.addressof(self._is_finite)
         work.chosen, work.gates, work.attention = (None, None, None) if observed is None else observed.addresses
         self._check(self._library.minigpt_step(self._session, work))
-        return logits, self._is_finite.raw[:num_rows]
+        return logits, self._is_finite.raw[:num_told]
 
     def scrub(self, blocks: Sequence[int]) -> None:
         """Zero the contents of `blocks`."""

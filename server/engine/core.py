@@ -15,19 +15,19 @@ from server.engine.admission import check_request
 from server.engine.beam_search import Search
 from server.engine.beam_searches import BeamSearches
 from server.engine.decoding import Decoding, Verification
-from server.engine.grammar_queue import GrammarQueue, StartGrammar, no_grammars
+from server.engine.grammar_queue import GrammarQueue
 from server.engine.grammar_spec import CompilerError, GrammarError
 from server.engine.guidance import GuidedPair, GuidedPairs, with_guided
 from server.engine.inspection import Inspection, Lineage, inspect
+from server.engine.parts import ALONE, Parts
 from server.engine.prompt_logprobs import describe_prompt
 from server.engine.runner import Runner, StepResult
 from server.engine.scheduler import Chunk, Scheduler
 from server.engine.sequence import Sequence as EngineSequence
-from server.engine.speculation import NoSpeculation, Speculator
 from server.engine.step_stats import StepTimes, step_stats
 from server.engine.tracing import Tracing
 from server.engine.types import EngineInfo, FinishReason, SequenceOutput, SequenceRequest, StepOutput, TokenLogprob
-from server.engine.verify import Choose, choose_by_torch, describe_chosen, verify
+from server.engine.verify import describe_chosen, verify
 
 _NOT_FINITE = "The model produced numbers that are not finite."
 # How long a step without other work waits for a grammar before it looks for new requests again.
@@ -61,19 +61,17 @@ class EngineCore:
         runner: Runner,
         scheduler: Scheduler,
         clock: Callable[[], float],
-        speculator: Speculator | None = None,
-        start_grammar: StartGrammar = no_grammars,
-        choose: Choose = choose_by_torch,
+        parts: Parts = ALONE,
     ) -> None:
         self.info = info
         self.scheduler = scheduler
         self._runner = runner
         self._clock = clock
-        self._choose_tokens = choose
-        self._speculator: Speculator = speculator or NoSpeculation()
+        self._choose_tokens = parts.choose
+        self._speculator = parts.speculator
         self._decodings: dict[int, Decoding] = {}
         self._tracing = Tracing()
-        self._compiling = GrammarQueue(start_grammar)
+        self._compiling = GrammarQueue(parts.start_grammar)
         internal_ids = count(-1, -1)
         self._guided = GuidedPairs(internal_ids)
         self._lineage = Lineage(scheduler.pool)
@@ -182,8 +180,8 @@ class EngineCore:
 
     def _decide(self, turns: Sequence[Turn], result: StepResult) -> list[SequenceOutput]:
         """Report prompt logprobs, and choose tokens for every chunk that ends its sequence."""
-        finite_rows = result.logits.sum(-1).isfinite().tolist()
-        is_finite = all(finite_rows) and all(result.is_finite)
+        finite_rows = result.finite_logits
+        is_finite = result.all_finite and 0 not in finite_rows
         ready = Ready()
         row = token = 0
         for turn in turns:

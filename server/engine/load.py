@@ -21,6 +21,7 @@ from server.engine.drafting.draft_model import DraftModel
 from server.engine.drafting.load_draft import load_draft
 from server.engine.drafting.speculator import DraftingSpeculator
 from server.engine.grammar import GrammarCompiler
+from server.engine.parts import Parts
 from server.engine.sampling.native import open_sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import blocks_for
@@ -91,7 +92,7 @@ def load_engine(
     speculator = _build_speculator(draft_backend, num_blocks, config.max_step_tokens, choose)
     grammars = GrammarCompiler(tokenizer, model_config.vocab_size)
     runner = backend.new_runner(num_blocks)
-    return EngineCore(info, runner, scheduler, time.monotonic, speculator, grammars.start, choose)
+    return EngineCore(info, runner, scheduler, time.monotonic, Parts(speculator, grammars.start, choose))
 
 
 def _build_speculator(

@@ -33,7 +33,7 @@ class NativeRunner:
         seconds = self._clock() - started
         if watch is not None and observed is not None:
             _show(watch, self.config, observed)
-        return StepResult(logits, seconds, is_finite)
+        return StepResult(logits, seconds, is_finite[: len(tokens)], is_finite[len(tokens) :])
 
     def scrub(self, blocks: Sequence[int]) -> None:
         """See `Runner.scrub`."""

@@ -21,6 +21,15 @@ class StepResult:
     logits: Tensor  # [wanted rows, vocab] float32
     forward_seconds: float  # in the model itself, without building its inputs
     is_finite: Sequence[int]  # per token: 0 unless its hidden state is finite, and so its keys and values are
+    is_finite_logits: Sequence[int] | None = None  # the same of every row of the logits, where they were looked at
+
+    @property
+    def finite_logits(self) -> Sequence[int]:
+        """Per row of the logits: 0 unless they are finite."""
+        if self.is_finite_logits is not None:
+            return self.is_finite_logits
+        told: list[int] = self.logits.sum(-1).isfinite().tolist()
+        return told
 
     @property
     def all_finite(self) -> bool:

@@ -6,7 +6,6 @@ out the newest running sequence is preempted and later recomputed.
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from server.engine.block_pool import BLOCK_SIZE, BlockPool
@@ -35,8 +34,7 @@ class Chunk(NamedTuple):
         return self.end == self.sequence.num_tokens
 
 
-@dataclass(frozen=True)
-class Schedule:
+class Schedule(NamedTuple):
     """One step's work and what the prefix cache contributed to it."""
 
     chunks: tuple[Chunk, ...]

@@ -169,9 +169,12 @@ class DraftCounts:
     num_accepted: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StepStats:
-    """One step in numbers. Counts are of this step alone; gauges are as the step left them."""
+    """One step in numbers. Counts are of this step alone; gauges are as the step left them.
+
+    Nobody writes to one; freezing would cost as it does a SequenceOutput.
+    """
 
     started_at: float  # time.monotonic()
     duration_seconds: float

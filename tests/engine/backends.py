@@ -11,7 +11,9 @@ from model.native.lowering import Lowering
 from model.native.native_model import NativeModel
 from server.engine.native_runner import NativeRunner
 from server.engine.runner import Runner
+from server.engine.sampling.native import NativeSampler
 from server.engine.torch_runner import TorchRunner
+from server.engine.verify import Choose, choose_by_torch
 
 Clock = Callable[[], float]
 
@@ -39,3 +41,13 @@ class Chosen:
 def new_runner(model: GPT, num_blocks: int, clock: Clock) -> Runner:
     """A runner of the back end under test."""
     return BACKENDS[Chosen.name](model, num_blocks, clock)
+
+
+def choose_on(backend: str) -> Choose:
+    """What chooses tokens beside that back end."""
+    return NativeSampler(open_library()) if backend == "native" else choose_by_torch
+
+
+def new_choose() -> Choose:
+    """What chooses tokens beside the back end under test."""
+    return choose_on(Chosen.name)

@@ -4,15 +4,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from backends import new_runner
+from backends import new_choose, new_runner
 
 from model.gpt import GPT
 from model.paged import Span
 from server.engine.block_pool import BLOCK_SIZE, BlockPool
 from server.engine.core import EngineCore
+from server.engine.parts import Parts
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
-from server.engine.speculation import Speculator
+from server.engine.speculation import NoSpeculation, Speculator
 from server.engine.types import (
     EngineInfo,
     FinishReason,
@@ -22,6 +23,7 @@ from server.engine.types import (
     StepStats,
     TokenLogprob,
 )
+from server.engine.verify import Choose
 
 EOS = 0
 MAX_STEPS = 20_000
@@ -89,13 +91,15 @@ def engine_core(
     max_step_tokens: int = 512,
     eos: tuple[int, ...] = (EOS,),
     speculator: Speculator | None = None,
+    choose: Choose | None = None,
 ) -> EngineCore:
     config = model.config
     info = engine_info(config.vocab_size, min(config.context_length, num_blocks * BLOCK_SIZE), num_blocks, eos)
     clock = Ticks()
     scheduler = Scheduler(BlockPool(num_blocks), max_running, max_step_tokens)
     # One block more than the pool's, for `holds_only_finite`.
-    return EngineCore(info, new_runner(model, num_blocks + 1, clock), scheduler, clock, speculator)
+    parts = Parts(speculator or NoSpeculation(), choose=choose or new_choose())
+    return EngineCore(info, new_runner(model, num_blocks + 1, clock), scheduler, clock, parts)
 
 
 def engine_info(vocab_size: int, context_length: int, num_blocks: int, eos: tuple[int, ...] = (EOS,)) -> EngineInfo:

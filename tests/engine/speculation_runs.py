@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from backends import BACKENDS
+from backends import BACKENDS, choose_on
 from drafting_cases import draft_model
 from engine_driver import EOS, Result, Run, Ticks, drain, engine_info, preempt
 from speculation_cases import Batch, Case, follow_ups
@@ -26,6 +26,7 @@ from server.engine.drafting.drafter import Drafts
 from server.engine.drafting.speculator import DraftingSpeculator
 from server.engine.grammar import GrammarCompiler, PendingMatcher
 from server.engine.grammar_spec import Grammar
+from server.engine.parts import Parts
 from server.engine.scheduler import Chunk, Scheduler
 from server.engine.selfcheck import make_exact
 from server.engine.sequence import Sequence as EngineSequence
@@ -158,7 +159,7 @@ class Laboratory:
 
         info = engine_info(model.config.vocab_size, context_length, num_blocks)
         runner = BACKENDS[_backend(batch)](model, num_blocks, clock)
-        return EngineCore(info, runner, scheduler, clock, speculator, compiled)
+        return EngineCore(info, runner, scheduler, clock, Parts(speculator, compiled, choose_on(_backend(batch))))
 
     def _speculator(self, batch: Batch, truth: Truth) -> DraftingSpeculator:
         if batch.source in ("right", "wrong", "mixed"):

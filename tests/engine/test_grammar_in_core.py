@@ -12,7 +12,7 @@ from typing import NoReturn
 import jsonschema
 import pytest
 import torch
-from backends import natively_only, new_runner
+from backends import natively_only, new_choose, new_runner
 from drafting_cases import NUM_BLOCKS, drafting_by
 from engine_driver import Result, Run, decode, drain, engine_info
 from grammar_cases import REGEXES, random_schema
@@ -25,6 +25,7 @@ from server.engine.grammar import GrammarCompiler
 from server.engine.grammar_probe import GrammarProbe
 from server.engine.grammar_spec import Grammar
 from server.engine.params import SamplingParams
+from server.engine.parts import Parts
 from server.engine.scheduler import Scheduler
 from server.engine.selfcheck import make_exact
 from server.engine.types import SequenceRequest, Speculation
@@ -55,7 +56,7 @@ def core(tokenizer: Tokenizer, backend: str) -> Iterator[EngineCore]:
     info = engine_info(target.config.vocab_size, target.config.context_length, NUM_BLOCKS, tokenizer.eos_token_ids)
     scheduler = Scheduler(BlockPool(NUM_BLOCKS), 64, 512)
     runner, speculator = new_runner(target, NUM_BLOCKS, time.monotonic), drafting_by(draft)
-    yield EngineCore(info, runner, scheduler, time.monotonic, speculator, compiler.start)
+    yield EngineCore(info, runner, scheduler, time.monotonic, Parts(speculator, compiler.start, new_choose()))
     compiler.close()
 
 

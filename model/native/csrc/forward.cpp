@@ -99,6 +99,10 @@ struct Forward {
         product(team, m.unembedding, in, [&](int64_t row, int64_t column, const float* sums) {
             emit_store(m.unembedding, column, sums, work.logits + row * m.vocab_size, m.vocab_size);
         });
+        // While they are in the cache.
+        each(work.num_wanted, [&](int64_t i) {
+            work.is_finite[work.num_rows + i] = is_finite_row(work.logits + i * m.vocab_size, m.vocab_size);
+        });
     }
 
     void run() const {
