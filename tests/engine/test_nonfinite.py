@@ -6,7 +6,7 @@ import pytest
 import torch
 from backends import on_every_backend
 from engine_driver import Result, decode, drain, engine_core, holds_only_finite, preempt
-from tiny_models import FAMILIES, tiny_model
+from tiny_models import FAMILIES, VOCAB_SIZE, tiny_model
 
 from model.gpt import GPT
 from server.engine.core import EngineCore
@@ -129,3 +129,13 @@ def drain_of(core: EngineCore, requests: list[SequenceRequest]) -> dict[int, Res
     for request in requests:
         core.add(request)
     return {id_: result for id_, result in drain(core).results.items() if id_ != 1}
+
+
+@pytest.mark.usefixtures("backend")
+def test_logits_may_overflow_where_the_hidden_state_does_not() -> None:
+    model = tiny_model(FAMILIES["gqa"])
+    request = healthy(1, 20)
+    assert alone(model, request).finish_reason == "length"
+    with torch.no_grad():
+        model.unembedding.weight[VOCAB_SIZE - 1] = 3e38
+    assert alone(model, request) == Result(finish_reason="error")
