@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
-BENCHMARKS = ("engine", "overhead")
+BENCHMARKS = ("engine", "overhead", "http_cost", "stub_engine")
 
 
 @contextmanager

@@ -134,6 +134,21 @@ async def test_continuous_usage_counts_up_to_the_final_usage(client: httpx.Async
     assert events[-1]["usage"] == (await complete(client))["usage"]
 
 
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_events_from_a_template_are_those_encoded_one_by_one(path: str) -> None:
+    engine = FakeEngine(reply=recite('"é\\\n\0", she said'.encode()))
+    body: Json = {"prompt": "Say:"} if path == COMPLETIONS else dict(HI)
+    body |= {"n": 2, "seed": 3}
+    async with client_of(make_app(engine)) as client:
+        quick = await stream(client, path, body)
+        # The usage so far differs from event to event, so there is no template for these.
+        slow = await stream(client, path, {**body, "stream_options": {"continuous_usage_stats": True}})
+    for event in [*quick, *slow]:
+        event.pop("usage", None)
+        event.pop("id")
+    assert quick == slow
+
+
 async def test_a_step_is_one_event_for_each_choice_and_one_write(engine: FakeEngine) -> None:
     engine.reply = recite(b"abcdef", group=2, then=None)
     writes: list[str] = []

@@ -432,6 +432,22 @@ def test_times_are_taken_from_arrival_over_scheduling_to_the_end() -> None:
     run(test)
 
 
+def test_tokens_that_come_after_equal_times_are_told_of_together() -> None:
+    async def test() -> None:
+        bench = Bench().connect()
+        bench.open(3)
+        bench.step(output(0, 1), output(1, 1))
+        bench.clock.now = 1001.0
+        bench.step(output(0, 2), output(1, 2, 3, 4, 5), output(2, 1))
+        bench.clock.now = 1002.0
+        bench.step(output(0, 3), output(1, 6), output(2, 2))
+        _, second, third = [timings for _, _, timings in bench.recorder.steps]
+        assert second.gaps == [TokenGap(1.0, 1), TokenGap(0.25, 4)]
+        assert third.gaps == [TokenGap(1.0, 3)]
+
+    run(test)
+
+
 Action = tuple[str, int, int]
 ACTIONS = st.lists(
     st.tuples(
