@@ -19,12 +19,12 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.stub_engine import StubCore
-from benchmarks.throughput import _wait_until_ready as wait_until_ready
 from server.engine.params import SamplingParams
 from server.engine.types import SequenceRequest
 from server.protocol import StepReport, encode
@@ -32,6 +32,7 @@ from server.protocol import StepReport, encode
 ROOT = Path(__file__).resolve().parents[1]
 STREAM_END = b"\r\n0\r\n\r\n"  # of a chunked body; no JSON has a bare line break
 PROMPT_TOKENS = 48
+START_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,23 @@ def serve(checkpoint: Path, steps_per_second: float, real_engine: bool) -> Itera
     flags = ["--model", str(checkpoint), "--port", str(port), "--log-level", "warning"]
     process = subprocess.Popen([sys.executable, "-m", *module, *flags], cwd=ROOT)
     try:
-        wait_until_ready(f"http://127.0.0.1:{port}", process)
+        _wait_until_ready(port, process)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
         yield Server(port, process.pid, int(children.split()[0]))
     finally:
         process.terminate()
         process.wait()
+
+
+def _wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(10 * START_SECONDS):
+        with contextlib.suppress(OSError):  # refused, or a 503
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready").close()
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    raise SystemExit("the server did not become ready")
 
 
 def cpu_seconds(pid: int) -> float:
