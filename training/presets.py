@@ -145,7 +145,7 @@ def _plays_10m() -> TrainConfig:
         data=PLAYS_FOR_TARGETS,
         optimizer=TARGET_RATES,
         schedule=ScheduleOptions(warmup_fraction=0.05),
-        length=LengthOptions(max_seconds=900.0, batch_size=8, num_evaluations=2),
+        length=LengthOptions(max_seconds=1_500.0, batch_size=8, num_evaluations=2),
         sample=SampleOptions(max_tokens=60),
     )
 
@@ -170,7 +170,7 @@ def _plays_100m_base() -> TrainConfig:
         data=PLAYS_FOR_TARGETS,
         optimizer=TARGET_RATES,
         schedule=ScheduleOptions(warmup_fraction=0.05),
-        length=LengthOptions(max_seconds=900.0, batch_size=8, num_evaluations=2),
+        length=LengthOptions(max_seconds=1_100.0, batch_size=8, num_evaluations=2),
         sample=SampleOptions(max_tokens=60),
     )
 
@@ -183,8 +183,8 @@ def _plays_100m() -> TrainConfig:
         data=PLAYS_FOR_TARGETS,
         # Making 12 layers' matrices orthogonal would take longer than their passes over so small a batch.
         optimizer=OptimizerOptions(matrices="adamw", learning_rate=5e-4),
-        schedule=ScheduleOptions(warmup_fraction=0.05),
-        length=LengthOptions(max_seconds=900.0, batch_size=8, num_evaluations=1, max_validation_tokens=8_192),
+        schedule=ScheduleOptions(warmup_fraction=0.1),
+        length=LengthOptions(max_seconds=800.0, batch_size=8, num_evaluations=1, max_validation_tokens=8_192),
         sample=SampleOptions(max_tokens=60),
     )
 
