@@ -138,7 +138,7 @@ def test_it_does_nearly_as_well_as_the_best_fixed_number(rate: float, per_pass: 
         / (world.step_seconds(1 + count) + count * (per_pass + per_token) / 1000)
         for count in range(9)
     )
-    assert settled(world, ["draft"]).rate(4000) > 0.93 * best
+    assert settled(world, ["draft"]).rate(4000) > 0.9 * best
 
 
 def test_the_better_method_wins() -> None:
