@@ -2,9 +2,9 @@
 
 python -m benchmarks.perplexity [CHECKPOINT ...] [--text FILE]
 
-The text is the validation split of the plays that the shipped checkpoints were trained on (`minigpt-train` holds out the
-same), or of --text, as --data.path of minigpt-train. Every window of the model's context is read on its own, and every
-token of it but the first is predicted.
+The text is the validation split of the plays that the shipped checkpoints were trained on, as `minigpt-train` holds it
+out, or of --text, as its --data.path. Every window of the model's context is read on its own, and every token of it but
+the first is predicted.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from torch import Tensor
 from model.checkpoint import load_checkpoint
 from model.paged import BLOCK_SIZE, Span
 from model.tokenizer import Tokenizer
-from server.engine.backend import open_backend
+from server.engine.backend import Backends
 from server.engine.config import Dtype, EngineConfig, KVCache, Quantize
 from server.engine.runner import Runner
 from training.corpus import read_documents, split_documents
@@ -92,7 +92,7 @@ def read(checkpoint: Path, format_: Format, windows: Tensor) -> Reading:
         kv_cache=format_.kv_cache,
     )
     model = load_checkpoint(checkpoint, getattr(torch, format_.dtype), torch.device("cpu"))
-    backend, _ = open_backend(model, None, config)
+    backend, _ = Backends(config).open(model, None)
     runner = backend.new_runner(-(-windows.shape[1] // BLOCK_SIZE))
     losses, guesses = [], []
     for window in windows:

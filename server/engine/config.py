@@ -34,11 +34,11 @@ class EngineConfig:
     allow_inexact: bool = False
     """Serve although the start-up check found that answers depend on what else is running."""
     quantize: Quantize = "none"
-    """int8 keeps weights as int8 with a scale per output channel, and rounds their inputs to 8 bits per token; the native
-    back end only. A mixture's router, norms, embeddings and attention stay in dtype."""
+    """int8 keeps weights as int8 with a scale per output channel and rounds their inputs to 8 bits per token, by the
+    native back end only. A mixture's router, norms, embeddings and attention stay in dtype."""
     kv_cache: KVCache = "auto"
-    """int8 keeps keys and values as int8 with a scale per token and head, which holds about twice the tokens; the native
-    back end only. auto keeps them in dtype."""
+    """int8 keeps keys and values as int8 with a scale per token and head, which holds nearly twice the tokens, by the
+    native back end only. auto keeps them in dtype."""
 
     def __post_init__(self) -> None:
         bounds = (

@@ -75,10 +75,11 @@ def test_agrees_with_the_same_rounding_in_torch(
     model = random_model(VARIANTS[name], torch.float32)
     expected = logits_of(TorchRunner(Simulated(model, quantize, kv_cache), 16), model)
     got = logits_of(native_model(model, 16, 2, instruction_set, quantize, kv_cache), model)
-    # A sum's last bit now and then moves a number over the edge between two codes. Queries and weights, which torch does
-    # not round, do so more often where both are int8.
-    assert F.cosine_similarity(got, expected).min() > 0.9998
-    if (quantize, kv_cache) != ("int8", "int8"):
+    # A sum's last bit now and then moves a number over the edge between two codes. With both, the 16 bits of queries
+    # and attention weights, which torch does not round, move more of them, in every layer.
+    has_both = (quantize, kv_cache) == ("int8", "int8")
+    assert F.cosine_similarity(got, expected).min() > (0.9995 if has_both else 0.9998)
+    if not has_both:
         assert (got - expected).abs().amax(-1).median() < (1e-5 if kv_cache == "auto" else 5e-4)
 
 
@@ -124,7 +125,7 @@ def test_what_is_not_finite_is_said_so_and_stays_in_its_sequence(
         model.embedding.weight[7, 5] = broken
     native = native_model(model, 16, 1, instruction_set, quantize, kv_cache)
     got, is_finite = native.run([7, 2, 3, 1, 2, 3], [Span(0, 3, [5]), Span(0, 3, [4])], [5])
-    assert is_finite.tolist() == [False, False, False, True, True, True]
+    assert is_finite == bytes([0, 0, 0, 1, 1, 1])
     assert torch.equal(got, expected)
 
 
@@ -134,3 +135,11 @@ def test_an_int8_cache_takes_the_bytes_it_says() -> None:
     layers_and_heads, tokens = 2 * BASE.num_layers * BASE.num_kv_heads, 16
     assert plain == layers_and_heads * tokens * 64 * 2
     assert small == layers_and_heads * tokens * (64 + 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_lowering_leaves_the_model_as_it_is(dtype: torch.dtype) -> None:
+    model = random_model(BASE, dtype)
+    before = copy.deepcopy(model.state_dict())
+    native_model(model, 1, 1, quantize="int8")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

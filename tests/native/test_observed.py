@@ -8,6 +8,7 @@ import torch
 from native_models import native_model
 from test_oracle import SETS, VARIANTS, random_model, steps
 
+from model.native.lowering import KVCache
 from model.native.observed import Observed
 from model.paged import Span
 from server.engine.torch_runner import TorchRunner
@@ -51,11 +52,29 @@ def test_a_step_tells_what_the_torch_forward_does(name: str, dtype: torch.dtype,
                     assert observed.gates[layer, view.row] == pytest.approx(routed.weights, abs=tolerance)
 
 
+@pytest.mark.parametrize("name", ["llama", "alibi, 3 heads", "sliding window"])
+def test_a_cache_of_int8_tells_the_weights_it_uses(name: str) -> None:
+    config = VARIANTS[name]
+    model = random_model(config, torch.float32)
+    plain, small = native_model(model, 16, 2), native_model(model, 16, 2, kv_cache="int8")
+    for tokens, spans, wanted in steps(config):
+        positions = {view.row: view.position for view in views_of(spans)}
+        told = [Observed(config, len(tokens), False, positions) for _ in range(2)]
+        plain.run(tokens, spans, wanted, told[0])
+        small.run(tokens, spans, wanted, told[1])
+        for row in positions:
+            exact, rounded = (torch.from_numpy(one.attention[row]) for one in told)
+            assert torch.equal(rounded == 0, exact == 0)
+            torch.testing.assert_close(rounded.sum(-1), torch.ones(rounded.shape[:-1]))
+            torch.testing.assert_close(rounded, exact, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("kv_cache", ["auto", "int8"])
 @pytest.mark.parametrize("name", ["llama", "moe", "sliding window"])
-def test_a_watched_step_has_the_same_bits(name: str) -> None:
+def test_a_watched_step_has_the_same_bits(name: str, kv_cache: KVCache) -> None:
     config = VARIANTS[name]
     model = random_model(config, torch.bfloat16)
-    plain, watched = (native_model(model, 16, 2) for _ in range(2))
+    plain, watched = (native_model(model, 16, 2, kv_cache=kv_cache) for _ in range(2))
     for tokens, spans, wanted in steps(config):
         some = {view.row: view.position for view in views_of(spans) if view.row % 3 == 0}
         observed = Observed(config, len(tokens), config.num_experts > 0, some)

@@ -9,8 +9,16 @@ template <int R>
 struct QueryTile {
     int64_t positions[R];
     float slopes[R];  // 0 without ALiBi
+    float* watched[R];           // where the row's weights are told, or null
     int64_t first_key, end_key;  // whole blocks of 16 that any row sees
 };
+
+// Tells row r's weights if it is watched, from the scores of all rows.
+template <int R>
+inline void report_row(const StepContext& c, const QueryTile<R>& tile, int r, const float* scores) {
+    if (!tile.watched[r]) return;
+    report_attention(scores + r * c.space.max_keys, tile.first_key, tile.positions[r], tile.watched[r]);
+}
 
 // Scores of sixteen keys from `first`: scaled, biased by distance, hidden where the row may not look.
 inline F16 visible_scores(F16 dots, const StepContext& c, int64_t first, int64_t position, float slope) {
@@ -129,6 +137,8 @@ void attend_rows(const StepContext& c, int64_t thread, int64_t layer, int64_t kv
         const int64_t row = span.first_row + token;
         tile.positions[r] = span.start + token;
         tile.slopes[r] = m.alibi_slopes ? m.alibi_slopes[head] : 0.0f;
+        float* watched = c.work->attention ? c.work->attention[row] : nullptr;
+        tile.watched[r] = watched ? watched + (layer * m.num_heads + head) * (tile.positions[r] + 1) : nullptr;
         queries[r] = reinterpret_cast<const E*>(c.space.query) + (row * m.num_heads + head) * padded;
         outs[r] = reinterpret_cast<E*>(c.space.attended) + row * round_up(m.num_heads * dim, kPanel) + head * dim;
     }
@@ -146,11 +156,7 @@ void attend_rows(const StepContext& c, int64_t thread, int64_t layer, int64_t kv
         E* mine = all_weights + r * c.space.max_keys;
         factors[r] = softmax_row(scores + r * c.space.max_keys, mine, tile.end_key - tile.first_key);
         weights[r] = mine;
-        float* watched = c.work->attention ? c.work->attention[span.first_row + (unit.first + r) / groups] : nullptr;
-        if (!watched) continue;
-        const int64_t head = kv_head * groups + (unit.first + r) % groups;
-        report_attention(scores + r * c.space.max_keys, tile.first_key, tile.positions[r],
-                         watched + (layer * m.num_heads + head) * (tile.positions[r] + 1));
+        report_row(c, tile, r, scores);
     }
     for (int64_t d = 0; d < padded; d += 16 * kTileVectors)
         value_vectors<R, kTileVectors, E>(

@@ -200,7 +200,10 @@ void attend_codes(const HeadPages& pages, int64_t thread, const QueryTile<R>& ti
     score_codes<R>(pages, tile, asked, scores);
     TwoBytes<R, uint8_t> weights;
     weights.codes = reinterpret_cast<uint8_t*>(c.space.weights) + 2 * scratch;
-    for (int r = 0; r < R; ++r) weigh_codes(pages, tile, scores + r * c.space.max_keys, r, weights);
+    for (int r = 0; r < R; ++r) {
+        report_row(c, tile, r, scores);
+        weigh_codes(pages, tile, scores + r * c.space.max_keys, r, weights);
+    }
     for (int64_t d = 0; d < padded; d += 16 * kCodeVectors<R>)
         value_code_vectors<R, kCodeVectors<R>, E>((padded - d) / 16, pages, tile, weights, d, outs);
 }
