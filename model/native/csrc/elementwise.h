@@ -5,8 +5,9 @@
 namespace ISA {
 
 // exp(x) by Cody-Waite reduction and a degree-6 polynomial, relative error below 2e-7; exactly 0 below -87.
+// NaN stays NaN: of two operands min and max return the second when one is NaN.
 inline F16 exp(F16 x) {
-    const F16 clamped = min(max(x, fill(-87.0f)), fill(88.0f));
+    const F16 clamped = min(fill(88.0f), max(fill(-87.0f), x));
     const F16 n = round_even(mul(clamped, fill(1.44269504f)));
     const F16 r = fma(n, fill(2.12194440e-4f), fma(n, fill(-0.693359375f), clamped));
     F16 p = fill(1.9875691500e-4f);

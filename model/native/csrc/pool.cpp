@@ -44,7 +44,7 @@ void Pool::run_stage(int64_t count, const void* context, StageFunction function)
     context_.store(context, std::memory_order_relaxed);
     function_.store(function, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
-    ticket_.store(Ticket{ticket_.load(std::memory_order_relaxed).stage + 1, 0});
+    ticket_.store(Ticket{ticket_.load(std::memory_order_relaxed).stage + 1, static_cast<uint32_t>(pieces)});
     wake();
     work(0);
     for (int spins = 0; done_.load(std::memory_order_acquire) < pieces; ++spins)
@@ -52,16 +52,16 @@ void Pool::run_stage(int64_t count, const void* context, StageFunction function)
 }
 
 // Takes pieces of the current stage until there are none. What is read of the stage counts only if taking a piece of
-// that very stage succeeds afterwards: until its last piece is done nothing of it is overwritten.
+// that very stage succeeds afterwards: while one is left, nothing of the stage is overwritten. A ticket says itself how
+// many are left, so that of a finished stage none can be taken whatever the next one has stored already.
 void Pool::work(int64_t thread) {
     Ticket ticket = ticket_.load(std::memory_order_acquire);
-    for (;;) {
+    while (ticket.left > 0) {
         const int64_t count = count_.load(std::memory_order_relaxed), pieces = pieces_.load(std::memory_order_relaxed);
         const void* context = context_.load(std::memory_order_relaxed);
         const StageFunction function = function_.load(std::memory_order_relaxed);
-        const int64_t piece = ticket.piece;
-        if (piece >= pieces) return;
-        if (!ticket_.compare_exchange_weak(ticket, Ticket{ticket.stage, ticket.piece + 1})) continue;
+        const int64_t piece = pieces - ticket.left;
+        if (!ticket_.compare_exchange_weak(ticket, Ticket{ticket.stage, ticket.left - 1})) continue;
         function(context, count * piece / pieces, count * (piece + 1) / pieces, thread);
         done_.fetch_add(1, std::memory_order_acq_rel);
         ticket = ticket_.load(std::memory_order_acquire);

@@ -23,10 +23,10 @@ class Pool {
     int64_t size() const { return size_; }
 
   private:
-    // The stage's number and its next piece in one word: a thread that comes late cannot take a piece of a stage whose
-    // function it has not read.
+    // The stage's number and how many of its pieces are left in one word: a thread that comes late cannot take a piece
+    // of a stage whose function it has not read.
     struct Ticket {
-        uint32_t stage, piece;
+        uint32_t stage, left;
     };
     void wake();
     void serve(int64_t thread);
