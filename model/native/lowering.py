@@ -1,6 +1,8 @@
 """Lower a loaded model to packed weights by walking its modules: they are the only description of the architecture."""
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -199,7 +201,8 @@ class Lowering:
             return self._plain(weight, bias, rows)
         if weight.shape[1] > MAX_INT8_INPUTS:
             raise UnsupportedError(f"a product sums {weight.shape[1]} inputs; int8 takes at most {MAX_INT8_INPUTS}")
-        codes, scales, sums = quantise_rows(weight.detach())
+        with _one_thread():
+            codes, scales, sums = quantise_rows(weight.detach())
         product = self._plain(codes, bias, rows)
         product.scales = self._floats(_columns(scales, rows))
         product.code_sums = self._keep(_columns(sums, rows))
@@ -247,6 +250,17 @@ def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         part_codes.copy_(exact.round_())
         part_sums.copy_(exact.sum(1))  # whole numbers below 2^24
     return codes, scales, sums
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For torch: pieces this small are done before a second thread has woken, and waiting takes seconds in all."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _columns(values: Tensor, rows: ColumnRows) -> Tensor:
