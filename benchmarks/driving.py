@@ -104,7 +104,8 @@ def _run(flags: Sequence[str], load: Load, num_warmup: int) -> dict[str, list[Me
         command += ["--warmup-requests", str(num_warmup), "--seed", str(load.seed)]
         command += ["--prompt-length", f"fixed:{load.prompt_tokens}", "--output-length", f"fixed:{load.output_tokens}"]
         command += ["--prompt-token-ids", "--vocab-size", str(load.vocab_size), "--ignore-eos"]
-        command += ["--temperature", str(load.temperature)]
+        # Some peers close connections that they announced to keep. To be fair, both get one for each request.
+        command += ["--temperature", str(load.temperature), "--fresh-connections"]
         with redirect_stdout(io.StringIO()) as shown, redirect_stderr(shown):
             code = load_test(command)
         if code:

@@ -78,7 +78,7 @@ class Client:
 def open_session(server: ServerOptions) -> aiohttp.ClientSession:
     """A session without a limit on connections: a queue in the client would pass for latency of the server."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=aiohttp.TCPConnector(limit=0, force_close=server.fresh_connections),
         timeout=aiohttp.ClientTimeout(total=server.timeout_seconds, sock_connect=CONNECT_SECONDS),
         headers=headers(server),
     )

@@ -36,6 +36,8 @@ class ServerOptions:
     """Sent as a bearer token; never written to the results."""
     timeout_seconds: float = 600.0
     """A request that takes longer is ended and counted as an error of kind timeout."""
+    fresh_connections: bool = False
+    """Open a connection for every request; needed for servers that close it after an answer without saying so."""
 
     def __post_init__(self) -> None:
         _check_key("api_key", self.api_key)

@@ -36,6 +36,8 @@ class FakeOpenAI:
         self.behave: Callable[[int, dict[str, Any]], Behaviour] = lambda number, body: Behaviour()
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.ports: list[int] = []
+        """Of the client, by request: equal ones are the same connection."""
         self.in_flight = self.peak = 0
         self.url = ""
         self.context_length: int | None = None
@@ -82,6 +84,8 @@ class FakeOpenAI:
         number = len(self.bodies)
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
+        assert request.transport is not None
+        self.ports.append(request.transport.get_extra_info("peername")[1])
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
         try:

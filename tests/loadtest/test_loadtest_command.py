@@ -79,6 +79,14 @@ def test_a_duration_ends_a_run(fake: FakeOpenAI, tmp_path):
     assert results(out)["runs"][0]["summary"]["duration_seconds"] < 1
 
 
+def test_connections_are_kept_unless_every_request_is_to_have_its_own(fake: FakeOpenAI):
+    assert main(["--url", fake.url, "--concurrency", "1", *QUICK]) == 0
+    assert len(fake.ports) == 10
+    assert len(set(fake.ports)) == 1
+    assert main(["--url", fake.url, "--concurrency", "1", "--fresh-connections", *QUICK]) == 0
+    assert len(set(fake.ports[10:])) == 10
+
+
 def test_two_servers_get_the_same_work_in_turn(fake: FakeOpenAI, tmp_path, capsys):
     other = FakeOpenAI()
     other.start()
