@@ -91,6 +91,23 @@ class LibraryError(RuntimeError):
     """The native library is missing, does not load, or was built from other sources."""
 
 
+class NativeError(RuntimeError):
+    """The library refused; the message is its own."""
+
+
+def check(library: ctypes.CDLL, status: int) -> None:
+    """Raises NativeError unless a function's status is 0; to be called by the thread that called the function."""
+    if status:
+        message: bytes = library.minigpt_error()
+        raise NativeError(message.decode())
+
+
+def best_instruction_set(library: ctypes.CDLL) -> str:
+    """avx512, avx2 or portable: what a session takes that is asked for none."""
+    name: bytes = library.minigpt_best_instruction_set()
+    return name.decode()
+
+
 def open_library(path: Path = LIBRARY) -> ctypes.CDLL:
     """The library with its functions' types declared. Raises LibraryError."""
     if not path.exists():
@@ -110,12 +127,14 @@ def open_library(path: Path = LIBRARY) -> ctypes.CDLL:
     library.minigpt_destroy.restype = None
     library.minigpt_instruction_set.argtypes = (c_void_p,)
     library.minigpt_instruction_set.restype = c_char_p
+    library.minigpt_best_instruction_set.argtypes = ()
+    library.minigpt_best_instruction_set.restype = c_char_p
     library.minigpt_step.argtypes = (c_void_p, POINTER(StepWork))
     library.minigpt_step.restype = c_int
     library.minigpt_scrub.argtypes = (c_void_p, c_void_p, c_int64)
     library.minigpt_scrub.restype = None
     library.minigpt_choose.argtypes = (c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p)
-    library.minigpt_choose.restype = None
+    library.minigpt_choose.restype = c_int
     library.minigpt_read_memory.argtypes = (c_void_p, c_int64, c_int64)
     library.minigpt_read_memory.restype = c_uint64
     library.minigpt_compute_dots.argtypes = (c_char_p, c_int64, c_int64, c_int64, POINTER(c_double))

@@ -7,20 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.native.abi import StepWork
+from model.native.abi import StepWork, check
 from model.native.lowering import Lowering
 from model.native.observed import Observed
 from model.paged import Span
 
 
-class NativeError(RuntimeError):
-    """The library refused; the message is its own."""
-
-
 class NativeModel:
     """Runs steps of a lowered model. `instruction_set` "" takes the best this processor has.
 
-    Raises NativeError for an instruction set it has not.
+    One session, to be used by one thread at a time: its buffers serve every step, and ctypes lets other threads of
+    Python run during one. Raises NativeError for an instruction set the processor has not, threads that the system does
+    not give, and a number of blocks or memory that cannot be had.
     """
 
     def __init__(self, lowering: Lowering, num_blocks: int, num_threads: int, instruction_set: str = "") -> None:
@@ -29,11 +27,10 @@ class NativeModel:
         self._session = ctypes.c_void_p()
         self._work = StepWork()  # the same for every step, as is what it says of rows: to make them anew costs as much
         self._is_finite = (ctypes.c_char * 0)()
-        self._check(
-            self._library.minigpt_create(
-                lowering.weights, instruction_set.encode(), num_blocks, num_threads, self._session
-            )
+        status = self._library.minigpt_create(
+            lowering.weights, instruction_set.encode(), num_blocks, num_threads, self._session
         )
+        check(self._library, status)
 
     def __del__(self) -> None:
         if getattr(self, "_session", None):
@@ -77,15 +74,10 @@ class NativeModel:
         work.logits = logits.data_ptr()
         work.is_finite = ctypes.addressof(self._is_finite)
         work.chosen, work.gates, work.attention = (None, None, None) if observed is None else observed.addresses
-        self._check(self._library.minigpt_step(self._session, work))
+        check(self._library, self._library.minigpt_step(self._session, work))
         return logits, self._is_finite.raw[:num_told]
 
     def scrub(self, blocks: Sequence[int]) -> None:
         """Zero the contents of `blocks`."""
         numbers = array("i", blocks)
         self._library.minigpt_scrub(self._session, numbers.buffer_info()[0], len(numbers))
-
-    def _check(self, status: int) -> None:
-        if status:
-            message: bytes = self._library.minigpt_error()
-            raise NativeError(message.decode())

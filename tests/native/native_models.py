@@ -3,9 +3,9 @@
 import pytest
 
 from model.gpt import GPT
-from model.native.abi import open_library
+from model.native.abi import NativeError, open_library
 from model.native.lowering import KVCache, Lowering, Quantize
-from model.native.native_model import NativeError, NativeModel
+from model.native.native_model import NativeModel
 
 
 def native_model(

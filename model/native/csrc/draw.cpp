@@ -317,11 +317,8 @@ int64_t choose(const float* logits, int64_t size, const DrawRow& row, const Draw
 
 }  // namespace
 
-extern "C" {
-
-// One token for each of `count` rows of logits [any, vocab_size].
-void minigpt_choose(const float* logits, int64_t vocab_size, int64_t count, const DrawRow* rows, const DrawProgram* programs,
-                    int64_t* tokens) {
+void choose_tokens(const float* logits, int64_t vocab_size, int64_t count, const DrawRow* rows, const DrawProgram* programs,
+                   int64_t* tokens) {
     thread_local Scratch scratch;
     const int64_t size = padded(vocab_size);
     scratch.values.resize(size);
@@ -331,5 +328,3 @@ void minigpt_choose(const float* logits, int64_t vocab_size, int64_t count, cons
     for (int64_t i = 0; i < count; ++i)
         tokens[i] = choose(logits + rows[i].row * vocab_size, vocab_size, rows[i], programs[i], scratch);
 }
-
-}  // extern "C"

@@ -34,3 +34,7 @@ struct DrawRow {
 };
 
 }  // extern "C"
+
+// One token for each of `count` rows of logits [any, vocab_size]. Throws std::bad_alloc and std::length_error.
+void choose_tokens(const float* logits, int64_t vocab_size, int64_t count, const DrawRow* rows, const DrawProgram* programs,
+                   int64_t* tokens);

@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "draw.h"
 #include "measure.h"
 #include "memory.h"
 #include "session.h"
@@ -67,6 +68,9 @@ void minigpt_destroy(Session* session) { delete session; }
 
 const char* minigpt_instruction_set(const Session* session) { return session->backend().name; }
 
+// The best of this processor: what a session takes that is asked for none.
+const char* minigpt_best_instruction_set() { return choose_backend("")->name; }
+
 int minigpt_step(Session* session, const StepWork* work) {
     return guarded([&] { session->step(*work); });
 }
@@ -78,6 +82,12 @@ void minigpt_scrub(Session* session, const int32_t* blocks, int64_t count) {
     for (int64_t layer = 0; layer < session->model().num_layers; ++layer)
         for (int64_t i = 0; i < count; ++i)
             std::memset(cache.data + (layer * cache.num_blocks + blocks[i]) * bytes, 0, static_cast<size_t>(bytes));
+}
+
+// See draw.h.
+int minigpt_choose(const float* logits, int64_t vocab_size, int64_t count, const DrawRow* rows, const DrawProgram* programs,
+                   int64_t* tokens) {
+    return guarded([&] { choose_tokens(logits, vocab_size, count, rows, programs, tokens); });
 }
 
 // For benchmarks: see measure.h.

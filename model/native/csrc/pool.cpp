@@ -21,10 +21,17 @@ void Team::run(int64_t count, const void* context, StageFunction function) const
 }
 
 Pool::Pool(int64_t num_threads) : size_(num_threads) {
-    for (int64_t thread = 1; thread < size_; ++thread) threads_.emplace_back([this, thread] { serve(thread); });
+    try {
+        for (int64_t thread = 1; thread < size_; ++thread) threads_.emplace_back([this, thread] { serve(thread); });
+    } catch (...) {  // the system refused one: those that run must end, as no destructor will be called
+        close();
+        throw;
+    }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { close(); }
+
+void Pool::close() {
     closing_ = true;
     wake();
     for (std::thread& thread : threads_) thread.join();

@@ -28,6 +28,7 @@ class Pool {
     struct Ticket {
         uint32_t stage, left;
     };
+    void close();
     void wake();
     void serve(int64_t thread);
     void work(int64_t thread);

@@ -3,8 +3,10 @@
 #include "memory.h"
 
 #include <algorithm>
+#include <limits>
 #include <new>
 #include <stdexcept>
+#include <string>
 
 namespace {
 
@@ -15,6 +17,15 @@ int64_t element_size(const ModelWeights& model) { return model.element == kBfloa
 
 void require(bool holds, const char* sentence) {
     if (!holds) throw std::invalid_argument(sentence);
+}
+
+// The cache's size, known to fit its type with room for rounding up.
+int64_t cache_bytes(const ModelWeights& model, int64_t num_blocks, int64_t part_bytes) {
+    const int64_t block_bytes = std::max<int64_t>(1, model.num_layers * model.num_kv_heads * 2 * part_bytes);
+    const int64_t most = std::numeric_limits<int64_t>::max() / 2 / block_bytes;
+    if (num_blocks < 1 || num_blocks > most)
+        throw std::invalid_argument("num_blocks is " + std::to_string(num_blocks) + "; it must be 1 to " + std::to_string(most));
+    return num_blocks * block_bytes;
 }
 
 // The attention work of one span: its token * group rows in tiles of equal height, give or take one.
@@ -50,8 +61,7 @@ Session::Session(const ModelWeights& model, const Backend& backend, int64_t num_
     cache_.padded_head_dim = round_up(model.head_dim, 16);
     cache_.part_bytes = model.int8_cache ? (cache_.padded_head_dim + kScaleBytes) * kBlockSize
                                          : cache_.padded_head_dim * kBlockSize * element_size(model);
-    cache_.data = static_cast<char*>(
-        pages_.reserve(model.num_layers * num_blocks * model.num_kv_heads * 2 * cache_.part_bytes));
+    cache_.data = static_cast<char*>(pages_.reserve(cache_bytes(model, num_blocks, cache_.part_bytes)));
 }
 
 void Session::check(const StepWork& work) const {
