@@ -93,6 +93,10 @@ class Lowering:
             raise UnsupportedError(
                 f"head_dim is {model.config.head_dim}; the native back end takes at most {MAX_HEAD_DIM}"
             )
+        if kv_cache == "int8" and model.config.context_length > MAX_INT8_INPUTS:
+            raise UnsupportedError(
+                f"context_length is {model.config.context_length}; a cache of int8 takes at most {MAX_INT8_INPUTS}"
+            )
         self._dtype = weight.dtype
         self._quantize = quantize
         self._has_int8_cache = kv_cache == "int8"
@@ -128,7 +132,7 @@ class Lowering:
             sliding_window=config.sliding_window or 0,
             int8_cache=self._has_int8_cache,
             embedding=self._keep(model.embedding.weight),
-            position_embedding=self._keep(model.position_embedding.weight) if model.position_embedding else None,
+            position_embedding=self._elements(model.position_embedding.weight) if model.position_embedding else None,
             position_table=self._floats(table) if config.positions == "sinusoidal" else None,
             rotary_table=self._floats(table) if config.positions == "rotary" else None,
             alibi_slopes=self._floats(alibi_slopes(config.num_heads)) if config.positions == "alibi" else None,
@@ -211,6 +215,8 @@ class Lowering:
     def _plain(self, weight: Tensor, bias: Tensor | None, rows: ColumnRows | None = None) -> ProductWeights:
         """A weight [out, in] in panels; `rows` says which of its rows each column is, by default in their order."""
         rows = _plain_rows(weight.shape[0]) if rows is None else rows
+        if weight.dtype != torch.int8:
+            self._require_own_type(weight)
         size, chunk = weight.element_size(), CHUNK_BYTES // weight.element_size()
         inputs = -(-weight.shape[1] // chunk) * chunk
         source = weight.detach().contiguous()
@@ -218,6 +224,15 @@ class Lowering:
         self.library.minigpt_pack(source.data_ptr(), weight.shape[1], rows.ctypes.data, len(rows), inputs, size, packed)
         wide = None if bias is None else _columns(bias.detach().float(), rows)
         return ProductWeights(packed=packed, bias=self._floats(wide), columns=len(rows), inputs=inputs)
+
+    def _require_own_type(self, weight: Tensor) -> None:
+        """The library is told of one type for all."""
+        if weight.dtype != self._dtype:
+            raise UnsupportedError(f"a weight is {weight.dtype} and the embedding {self._dtype}; they must be the same")
+
+    def _elements(self, weight: Tensor) -> int:
+        self._require_own_type(weight)
+        return self._keep(weight)
 
     def _floats(self, tensor: Tensor | None) -> int | None:
         return None if tensor is None else self._keep(tensor.detach().float())
