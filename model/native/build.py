@@ -50,9 +50,9 @@ class BuildError(RuntimeError):
 
 
 def sources_hash() -> str:
-    """Of all the library is made from: it says so itself, so that a stale one is found out."""
-    digest = hashlib.sha256()
-    for path in sorted(SOURCES.iterdir()):
+    """Of all the library is made from, and how: it says so itself, so that a stale one is found out."""
+    digest = hashlib.sha256(repr((FLAGS, COMMON, UNITS)).encode())
+    for path in sorted(path for path in SOURCES.iterdir() if path.suffix in (".h", ".cpp")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -1,6 +1,7 @@
 """Without a compiler, or with one that refuses, there is no library, and the package installs all the same."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import model
-from model.native.build import BuildError, build
+from model.native import build as native_build
+from model.native.build import BuildError, build, sources_hash
 
 ROOT = Path(model.__file__).parents[1]
 
@@ -37,3 +39,17 @@ def test_the_package_installs_without_a_compiler(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "no C++ compiler" in done.stdout + done.stderr
     assert list(tmp_path.rglob("*.so")) == []
+
+
+def test_the_hash_is_of_sources_and_flags_and_of_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = tmp_path / "csrc"
+    shutil.copytree(native_build.SOURCES, sources)
+    before = sources_hash()
+    monkeypatch.setattr(native_build, "SOURCES", sources)
+    (sources / "pool.cpp.orig").write_text("an editor's")
+    (sources / "cache").mkdir()
+    assert sources_hash() == before
+    monkeypatch.setattr(native_build, "FLAGS", (*native_build.FLAGS, "-Ofast"))
+    of_other_flags = sources_hash()
+    (sources / "pool.cpp").write_text("another")
+    assert len({before, of_other_flags, sources_hash()}) == 3
