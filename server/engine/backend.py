@@ -5,18 +5,18 @@ Whichever it is has proved that it is exact. The only file that knows both.
 
 import ctypes
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from model.gpt import GPT
-from model.native.abi import LibraryError, open_library
+from model.native.abi import LibraryError, NativeError, best_instruction_set, open_library
 from model.native.lowering import Lowering, UnsupportedError
 from model.native.native_model import NativeModel
 from model.paged import kv_bytes_per_block
 from server.engine.config import EngineConfig
+from server.engine.cores import available_cores
 from server.engine.native_runner import NativeRunner
 from server.engine.runner import Runner
 from server.engine.selfcheck import InexactBackendError, is_exact, make_exact
@@ -31,7 +31,7 @@ class Backend:
 
     name: str  # torch, or native and its instruction set
     bytes_per_block: int  # of the cache
-    new_runner: Callable[[int], Runner]  # with a cache of so many blocks
+    new_runner: Callable[[int], Runner]  # with a cache of so many blocks; ValueError where that cannot be had
 
 
 class Backends:
@@ -56,7 +56,7 @@ class Backends:
         if self._wants_native and (is_on_cpu or self._demand):
             try:
                 return self._open_native(model, draft)
-            except (LibraryError, UnsupportedError, InexactBackendError, MemoryError) as error:
+            except (LibraryError, UnsupportedError, InexactBackendError, NativeError, MemoryError) as error:
                 if self._demand:
                     raise ValueError(f"{self._demand}, but the native back end cannot serve: {error}") from error
                 # A library that is not there now will not be there for the next model.
@@ -72,16 +72,27 @@ class Backends:
         if not is_exact(_new_runner(lowering), self._config.max_step_tokens, self._num_threads):
             raise InexactBackendError("on this machine its rows depend on their neighbours")
         # A draft's tokens prove right or wrong whatever their last bits: the target's own check will do for both.
-        lowered_draft = None if draft is None else self._lower(draft, self._library)
+        lowered_draft = None if draft is None else self._lower_draft(draft, self._library)
         return self._natively(lowering), None if lowered_draft is None else self._natively(lowered_draft)
 
     def _lower(self, model: GPT, library: ctypes.CDLL) -> Lowering:
         return Lowering(model, library, self._config.quantize, self._config.kv_cache)
 
+    def _lower_draft(self, draft: GPT, library: ctypes.CDLL) -> Lowering:
+        try:
+            return self._lower(draft, library)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"of the draft model, {error}") from error
+
     def _natively(self, lowering: Lowering) -> Backend:
-        new_runner = _new_runner(lowering)
-        name = f"native {NativeModel(lowering, 1, 1).instruction_set}"
-        return Backend(name, lowering.bytes_per_block, lambda num_blocks: new_runner(num_blocks, self._num_threads))
+        def new_runner(num_blocks: int) -> Runner:
+            try:
+                return _new_runner(lowering)(num_blocks, self._num_threads)
+            except NativeError as error:
+                sizes = f"{num_blocks} blocks and {self._num_threads} threads"
+                raise ValueError(f"the native back end cannot have {sizes}: {error}") from error
+
+        return Backend(f"native {best_instruction_set(lowering.library)}", lowering.bytes_per_block, new_runner)
 
     def _open_torch(self, model: GPT, draft: GPT | None) -> tuple[Backend, Backend | None]:
         product = make_exact(model, self._config.max_step_tokens, self._config.allow_inexact)
@@ -104,7 +115,7 @@ def _demand(config: EngineConfig) -> str:
 
 def default_threads() -> int:
     """A thread that must wait for a busy core holds up all others: one core is left to the HTTP process."""
-    return max(1, (os.cpu_count() or 2) - 1)
+    return max(1, available_cores() - 1)
 
 
 def _new_runner(lowering: Lowering) -> Callable[[int, int], Runner]:

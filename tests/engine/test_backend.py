@@ -13,7 +13,7 @@ from tiny_models import FAMILIES, GQA, tiny_model
 
 import server.engine.backend
 from model.gpt import GPT
-from model.native.abi import LIBRARY, open_library
+from model.native.abi import LIBRARY, NativeError, open_library
 from model.paged import Span
 from server.engine.backend import Backends
 from server.engine.config import BackendName, EngineConfig
@@ -141,4 +141,30 @@ def test_a_draft_that_is_not_supported_takes_its_target_along(gqa: GPT, caplog: 
     backend, draft = backends().open(gqa, tiny_model(GQA, torch.float16))
     assert draft is not None
     assert (backend.name, draft.name) == ("torch", "torch")
-    assert len(caplog.records) == 1
+    (record,) = caplog.records
+    assert "of the draft model, weights are torch.float16" in record.message
+
+
+def refuse_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise NativeError("no thread to be had")
+
+    monkeypatch.setattr(server.engine.backend, "NativeModel", refuse)
+
+
+def test_torch_serves_where_the_system_gives_no_session(
+    gqa: GPT, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refuse_sessions(monkeypatch)
+    assert backends().open(gqa, None)[0].name == "torch"
+    (record,) = caplog.records
+    assert "no thread to be had" in record.message
+    with pytest.raises(ValueError, match=r"^backend is 'native', .*no thread to be had$"):
+        backends("native").open(gqa, None)
+
+
+def test_a_cache_that_cannot_be_had_is_refused_in_one_line(gqa: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, _ = backends().open(gqa, None)
+    refuse_sessions(monkeypatch)
+    with pytest.raises(ValueError, match=r"^the native back end cannot have 9 blocks and 2 threads: no thread[^\n]*$"):
+        backend.new_runner(9)
