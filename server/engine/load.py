@@ -51,6 +51,8 @@ def load_engine(
     draft_model = None if draft is None else load_draft(draft, checkpoint, dtype, device)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     backend, draft_backend = (backends or Backends(config)).open(model, draft_model)
+    # Where the back end has packed weights of its own, these would still count as memory that is taken.
+    del model, draft_model
     bytes_per_block = sum(one.bytes_per_block for one in (backend, draft_backend) if one is not None)
     num_blocks = _size_cache(model_config, config, bytes_per_block, device)
     tokenizer = Tokenizer.load(checkpoint)

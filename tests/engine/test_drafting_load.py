@@ -1,16 +1,21 @@
 """A draft model from its folder: beside a target that it fits, and refused beside one that it does not."""
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from drafting_cases import prompt, speculating
 from engine_driver import decode
 from tiny_models import GQA, tiny_model
 
 from model.checkpoint import save_checkpoint
 from model.config import ModelConfig
+from model.gpt import GPT
 from model.tokenizer import train_char_tokenizer
+from server.engine import load
+from server.engine.backend import Backend, Backends
 from server.engine.config import EngineConfig
 from server.engine.load import load_engine
 from server.engine.params import SamplingParams
@@ -57,3 +62,23 @@ def test_a_draft_of_the_same_size_whose_tokens_mean_something_else_is_refused(tm
     message = r"draft \S+upper has another vocabulary: token \d+ is b'A', for the model b'a'$"
     with pytest.raises(ValueError, match=message):
         load_engine(target, CONFIG, upper)
+
+
+def test_torchs_weights_are_gone_before_the_cache_is_sized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = write(tmp_path / "target", TEXT, GQA)
+    small = write(tmp_path / "small", TEXT, replace(GQA, num_layers=1))
+    packed: list[weakref.ref[GPT]] = []
+    left: list[GPT | None] = []
+
+    def remember(self: Backends, model: GPT, draft: GPT | None) -> tuple[Backend, Backend | None]:
+        packed.extend(weakref.ref(one) for one in (model, draft) if one is not None)
+        return opened(self, model, draft)
+
+    def measure(device: torch.device) -> None:
+        left.extend(reference() for reference in packed)
+
+    opened = Backends.open
+    monkeypatch.setattr(Backends, "open", remember)
+    monkeypatch.setattr(load, "available_bytes", measure)
+    assert load_engine(target, CONFIG, small).info.backend.startswith("native ")
+    assert left == [None, None]
