@@ -1,6 +1,7 @@
 """Noticing that a client has left while something is being done for it. It knows nothing of what that is."""
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from types import TracebackType
 from typing import TypeVar
@@ -10,11 +11,14 @@ from starlette.types import Receive
 
 from server.api.errors import ClientLeft
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 
 class WhileClientStays:
-    """`async with`: the block is cancelled, and ClientLeft raised in its place, as soon as the client disconnects.
+    """`async with`: the block is cancelled, and ClientLeft raised in its place, as soon as the client disconnects
+    or the server can no longer tell.
 
     The request's body must have been read: what `receive` then reports is the departure. As `asyncio.timeout`, which
     keeps to the same rules of cancelling, this costs one task less than waiting for two.
@@ -39,8 +43,12 @@ class WhileClientStays:
             raise ClientLeft from error
 
     async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        try:
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+        except Exception:
+            # Nobody waits for this task: unseen, its end would leave the work to a client that may be gone.
+            logger.exception("whether the client is there cannot be told; it counts as gone")
         self._has_left = True
         self._task.cancel()
 
