@@ -28,9 +28,9 @@ class NativeReader:
         return logits.view(num_texts, rows.shape[1], -1)
 
 
-def native_reader(model: GPT, num_texts: int, length: int) -> NativeReader | None:
-    """None where the back end is not built, or cannot run such a model."""
+def native_lowering(model: GPT) -> Lowering | None:
+    """What any number of readers share; None where the back end is not built, or cannot run such a model."""
     try:
-        return NativeReader(Lowering(model, open_library()), num_texts, length)
+        return Lowering(model, open_library())
     except (LibraryError, UnsupportedError):
         return None

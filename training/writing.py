@@ -1,7 +1,7 @@
 """Text that a model writes after prompts from a corpus: many sequences at once, past keys and values kept. Knows no
 optimiser and no file."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,8 +14,9 @@ from model.attention import alibi_bias, fused_attention, visible_keys
 from model.config import ModelConfig
 from model.gpt import GPT, Attend
 from model.positions import alibi_slopes
+from training.config import TrainingError
 from training.dataset import TokenArray
-from training.native_reading import native_reader
+from training.native_reading import NativeReader, native_lowering
 
 LogitArray = NDArray[np.float16]
 SEQUENCES_AT_ONCE = 128  # more rows per product gain nothing on a CPU: reading the cache is what takes the time
@@ -44,7 +45,7 @@ def write_texts(
     """At least `num_tokens` tokens.
 
     Each text begins with tokens from a random place of `corpus` and goes on as `model` has it. A function of the
-    arguments alone, on one machine.
+    arguments alone, on one machine. Raises TrainingError where the model's logits are not finite.
     """
     length, prompt_length = texts.length, texts.prompt_length
     num_texts = -(-num_tokens // length)
@@ -55,41 +56,16 @@ def write_texts(
     generator = torch.Generator(device).manual_seed(seed)
     parts = [torch.split(each.to(device), SEQUENCES_AT_ONCE) for each in (prompts, heats)]
     pairs = zip(parts[0], parts[1], strict=True)
+    new_reader = readers(model)
     pieces: list[Tensor] = []
     kept: list[Tensor] = []
     for prompt, heat in pairs:
         passes: list[Tensor] | None = [] if keep_logits else None
-        pieces.append(continuations(model, prompt, heat, length, generator, passes))
+        pieces.append(continuations(new_reader, prompt, heat, length, generator, passes))
         if passes is not None:
             kept.append(torch.cat(passes, dim=1))
     tokens = torch.cat(pieces).flatten().cpu().numpy().astype(np.int32)
     return Written(tokens, torch.cat(kept).cpu().numpy() if keep_logits else None)
-
-
-def continuations(
-    model: GPT,
-    prompts: Tensor,
-    temperatures: Tensor,
-    length: int,
-    generator: torch.Generator,
-    passes: list[Tensor] | None = None,
-) -> Tensor:
-    """Texts [texts, length] that begin with prompts [texts, prompt], drawn at temperatures [texts].
-
-    The logits of each pass over them, [texts, tokens of the pass, vocab] float16, are added to `passes`.
-    """
-    reader = _reader(model, len(prompts), length)
-    pieces = [prompts]
-    with torch.inference_mode():
-        for start in _starts(prompts.shape[1], length):
-            read = reader.read(pieces[-1], start, is_last_enough=passes is None)
-            logits = read[:, -1]
-            if passes is not None:
-                passes.append(read.half())
-            # The arg-max of logits / T + Gumbel noise draws from their softmax; times T, it is greedy at T = 0.
-            noise = -torch.empty_like(logits).exponential_(generator=generator).log()
-            pieces.append((logits + temperatures[:, None] * noise).argmax(-1, keepdim=True))
-    return torch.cat(pieces, dim=1)
 
 
 class Reader(Protocol):
@@ -99,6 +75,38 @@ class Reader(Protocol):
         """Logits [texts, tokens or 1, vocab] float32 of the texts' next tokens [texts, tokens], from position `start`
         on; of the last one alone if that is enough."""
         ...
+
+
+NewReader = Callable[[int, int], Reader]  # of so many texts, of so many tokens each
+
+
+def continuations(
+    new_reader: NewReader,
+    prompts: Tensor,
+    temperatures: Tensor,
+    length: int,
+    generator: torch.Generator,
+    passes: list[Tensor] | None = None,
+) -> Tensor:
+    """Texts [texts, length] that begin with prompts [texts, prompt], drawn at temperatures [texts].
+
+    The logits of each pass over them, [texts, tokens of the pass, vocab] float16, are added to `passes`.
+    Raises TrainingError where one of them is not finite.
+    """
+    reader = new_reader(len(prompts), length)
+    pieces = [prompts]
+    with torch.inference_mode():
+        for start in _starts(prompts.shape[1], length):
+            read = reader.read(pieces[-1], start, is_last_enough=passes is None)
+            if not read.isfinite().all():
+                raise TrainingError("the logits of the model that writes are not finite: its weights are damaged")
+            logits = read[:, -1]
+            if passes is not None:
+                passes.append(read.half())
+            # The arg-max of logits / T + Gumbel noise draws from their softmax; times T, it is greedy at T = 0.
+            noise = -torch.empty_like(logits).exponential_(generator=generator).log()
+            pieces.append((logits + temperatures[:, None] * noise).argmax(-1, keepdim=True))
+    return torch.cat(pieces, dim=1)
 
 
 class TorchReader:
@@ -115,11 +123,14 @@ class TorchReader:
         return self._model.unembed(hidden[:, -1:] if is_last_enough else hidden)
 
 
-def _reader(model: GPT, num_texts: int, length: int) -> Reader:
+def readers(model: GPT) -> NewReader:
+    """By the native back end where that is the faster one; the weights are packed once for all of them."""
     weight = model.embedding.weight
     is_for_native = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
-    native = native_reader(model, num_texts, length) if is_for_native else None
-    return native or TorchReader(model, length)
+    lowering = native_lowering(model) if is_for_native else None
+    if lowering is None:
+        return lambda _, length: TorchReader(model, length)
+    return lambda num_texts, length: NativeReader(lowering, num_texts, length)
 
 
 class KeyValueCache:

@@ -9,9 +9,13 @@ from scipy.stats import chisquare
 from training_runs import TINY, TINY_GPT2, TINY_MOE, fresh_model
 
 from model.config import ModelConfig
+from model.gpt import GPT
+from model.native.lowering import Lowering
 from model.reference import generate, sequence_logits
-from training.native_reading import native_reader
-from training.writing import Texts, TorchReader, continuations, write_texts
+from training import writing
+from training.config import TrainingError
+from training.native_reading import NativeReader, native_lowering
+from training.writing import Texts, TorchReader, continuations, readers, write_texts
 
 CORPUS = np.arange(100, dtype=np.int32)
 TINY_ALIBI = replace(TINY, positions="alibi", sliding_window=5)
@@ -21,7 +25,7 @@ TINY_ALIBI = replace(TINY, positions="alibi", sliding_window=5)
 def test_greedy_texts_equal_the_reference_decoders(config: ModelConfig) -> None:
     model = fresh_model(config)
     prompts = torch.tensor([[3, 1, 4], [1, 5, 9]])
-    written = continuations(model, prompts, torch.zeros(2), 16, torch.Generator())
+    written = continuations(readers(model), prompts, torch.zeros(2), 16, torch.Generator())
     for prompt, text in zip(prompts.tolist(), written.tolist(), strict=True):
         expected = generate(model, prompt, lambda logits, position: int(logits.argmax()), 13, frozenset())
         assert text == prompt + expected
@@ -30,8 +34,9 @@ def test_greedy_texts_equal_the_reference_decoders(config: ModelConfig) -> None:
 @pytest.mark.parametrize("config", [TINY, TINY_GPT2, TINY_MOE, TINY_ALIBI])
 def test_the_native_back_end_reads_as_torch_does(config: ModelConfig) -> None:
     model = fresh_model(config).bfloat16()
-    native, torch_reader = native_reader(model, 2, 16), TorchReader(model, 16)
-    assert native is not None
+    lowering = native_lowering(model)
+    assert lowering is not None
+    native, torch_reader = NativeReader(lowering, 2, 16), TorchReader(model, 16)
     for start, tokens in ((0, [[3, 1, 4], [1, 5, 9]]), (3, [[2], [6]]), (4, [[5], [3]])):
         piece = torch.tensor(tokens)
         with torch.inference_mode():
@@ -48,7 +53,7 @@ def test_tokens_are_drawn_from_the_distribution_at_the_temperature(temperature: 
         model.embedding.weight.mul_(3)  # far from uniform, and from one token alone
     count = 4_000
     prompts, heats = torch.full((count, 1), 7), torch.full((count,), temperature)
-    drawn = continuations(model, prompts, heats, 2, torch.Generator().manual_seed(0))[:, 1]
+    drawn = continuations(readers(model), prompts, heats, 2, torch.Generator().manual_seed(0))[:, 1]
     expected = (sequence_logits(model, [7])[-1].double() / temperature).softmax(-1) * count
     assert expected.min() > 5
     assert chisquare(drawn.bincount(minlength=12), expected).pvalue > 1e-3
@@ -82,3 +87,26 @@ def test_kept_logits_are_the_writers_at_every_token_but_the_last(config: ModelCo
     for text, logits in zip(written.tokens.reshape(5, 16).tolist(), written.logits, strict=True):
         expected = sequence_logits(model, text)[:-1].detach().numpy()
         np.testing.assert_allclose(logits, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_writer_whose_logits_are_not_finite_is_refused(dtype: torch.dtype) -> None:
+    model = fresh_model(TINY).to(dtype)
+    with torch.no_grad():
+        model.unembedding.weight[7, 0] = torch.nan
+    with pytest.raises(TrainingError, match="not finite"):
+        write_texts(model, CORPUS, Texts(16, 3, (0.0,)), 16, seed=1)
+
+
+def test_weights_are_packed_once_for_all_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    lowered: list[Lowering | None] = []
+
+    def lowering(model: GPT) -> Lowering | None:
+        lowered.append(native_lowering(model))
+        return lowered[-1]
+
+    monkeypatch.setattr(writing, "native_lowering", lowering)
+    monkeypatch.setattr(writing, "SEQUENCES_AT_ONCE", 2)
+    written = write_texts(fresh_model(TINY).bfloat16(), CORPUS, Texts(16, 3, (0.0,)), 16 * 6, seed=1)
+    assert len(written.tokens) == 16 * 6
+    assert len(lowered) == 1
