@@ -39,7 +39,8 @@ class Backends:
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        self._num_threads = config.threads or default_threads()
+        self._torch_threads = config.threads or default_torch_threads()
+        self._num_threads = config.threads or available_cores()
         self._library: ctypes.CDLL | None = None
         self._wants_native = config.backend != "torch"
         self._demand = _demand(config)
@@ -50,7 +51,7 @@ class Backends:
         Raises ValueError when the native back end, or what only it can do, is asked for and it cannot serve, and
         InexactBackendError when none is exact.
         """
-        torch.set_num_threads(self._num_threads)
+        torch.set_num_threads(self._torch_threads)
         # Other devices are torch's, and nobody need be told, but one who asks for the native back end.
         is_on_cpu = model.embedding.weight.device.type == "cpu"
         if self._wants_native and (is_on_cpu or self._demand):
@@ -113,8 +114,11 @@ def _demand(config: EngineConfig) -> str:
     return "backend is 'native'" if config.backend == "native" else ""
 
 
-def default_threads() -> int:
-    """A thread that must wait for a busy core holds up all others: one core is left to the HTTP process."""
+def default_torch_threads() -> int:
+    """One core is left to the HTTP process: a thread that waits for a busy core holds up the others at every operation.
+
+    The native back end's threads take pieces of work instead, so that one put aside holds up a piece at most.
+    """
     return max(1, available_cores() - 1)
 
 

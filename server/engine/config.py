@@ -30,7 +30,7 @@ class EngineConfig:
     max_step_tokens: int = 512
     """Prompt and output tokens computed in one step; longer prompts are cut into chunks."""
     threads: int | None = None
-    """CPU threads of the engine; when not given every core but one, which the HTTP process needs."""
+    """CPU threads of the engine; when not given every core, or with torch every core but one."""
     allow_inexact: bool = False
     """Serve although the start-up check found that answers depend on what else is running."""
     quantize: Quantize = "none"

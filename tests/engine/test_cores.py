@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from server.engine import cores
-from server.engine.backend import default_threads
+from server.engine.backend import default_torch_threads
 from server.engine.cores import available_cores
 
 
@@ -21,7 +21,7 @@ def test_a_containers_limit_below_the_affinity_counts(
     monkeypatch.setattr(cores, "_CPU_LIMIT", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     assert available_cores() == expected
-    assert default_threads() == max(1, expected - 1)
+    assert default_torch_threads() == max(1, expected - 1)
 
 
 def test_without_a_limit_the_affinity_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

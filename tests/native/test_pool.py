@@ -16,7 +16,7 @@ def test_every_piece_of_every_stage_is_computed_once(tmp_path: Path) -> None:
     if compiler is None:
         pytest.skip("no compiler")
     program = tmp_path / "pool_stress"
-    sources = [str(STRESS), str(SOURCES / "pool.cpp")]
-    subprocess.run([compiler, "-std=c++17", "-O2", "-pthread", f"-I{SOURCES}", *sources, "-o", str(program)], check=True)
+    flags = ["-std=c++17", "-O2", "-pthread", f"-I{SOURCES}"]
+    subprocess.run([compiler, *flags, str(STRESS), str(SOURCES / "pool.cpp"), "-o", str(program)], check=True)
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
