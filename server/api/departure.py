@@ -46,7 +46,7 @@ class WhileClientStays:
         try:
             while (await self._receive())["type"] != "http.disconnect":
                 pass
-        except Exception:
+        except (OSError, RuntimeError):  # what servers raise on a connection that is no more
             # Nobody waits for this task: unseen, its end would leave the work to a client that may be gone.
             logger.exception("whether the client is there cannot be told; it counts as gone")
         self._has_left = True

@@ -73,28 +73,32 @@ def load_engine(
         num_heads=model_config.num_heads,
         num_experts_per_token=model_config.num_experts_per_token,
     )
-    if info.context_length < model_config.context_length:
-        logger.warning(
-            "num_blocks %d shortens the context of %s from %d to %d tokens",
-            num_blocks,
-            checkpoint,
-            model_config.context_length,
-            info.context_length,
-        )
-    logger.info(
-        "loaded checkpoint=%s dtype=%s device=%s backend=%r blocks=%d",
-        checkpoint,
-        info.dtype,
-        device,
-        info.backend,
-        num_blocks,
-    )
+    _log_loaded(checkpoint, info, model_config.context_length)
     scheduler = Scheduler(BlockPool(num_blocks), config.max_running, config.max_step_tokens)
     choose = open_sampler(device)
     speculator = _build_speculator(draft_backend, num_blocks, config.max_step_tokens, choose)
     grammars = GrammarCompiler(tokenizer, model_config.vocab_size)
     runner = backend.new_runner(num_blocks)
     return EngineCore(info, runner, scheduler, time.monotonic, Parts(speculator, grammars.start, choose))
+
+
+def _log_loaded(checkpoint: Path, info: EngineInfo, full_context: int) -> None:
+    if info.context_length < full_context:
+        logger.warning(
+            "num_blocks %d shortens the context of %s from %d to %d tokens",
+            info.num_blocks,
+            checkpoint,
+            full_context,
+            info.context_length,
+        )
+    logger.info(
+        "loaded checkpoint=%s dtype=%s device=%s backend=%r blocks=%d",
+        checkpoint,
+        info.dtype,
+        info.device,
+        info.backend,
+        info.num_blocks,
+    )
 
 
 def _build_speculator(
