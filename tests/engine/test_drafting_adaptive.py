@@ -130,15 +130,19 @@ def test_the_same_drafts_are_used_when_the_step_is_dominated_by_its_fixed_cost()
 
 @pytest.mark.parametrize("rate", [0.3, 0.5, 0.7, 0.9])
 @pytest.mark.parametrize("per_pass", [0.5, 2.0, 8.0])
-@pytest.mark.parametrize("per_token", [0.1, 1.0], ids=["bound by memory", "bound by arithmetic"])
-def test_it_does_nearly_as_well_as_the_best_fixed_number(rate: float, per_pass: float, per_token: float) -> None:
+@pytest.mark.parametrize(
+    ("per_token", "share"), [(0.1, 0.93), (1.0, 0.9)], ids=["bound by memory", "bound by arithmetic"]
+)
+def test_it_does_nearly_as_well_as_the_best_fixed_number(
+    rate: float, per_pass: float, per_token: float, share: float
+) -> None:
     world = World({"draft": rate}, per_token=per_token, per_pass=per_pass)
     best = max(
         sum(rate**place for place in range(count + 1))
         / (world.step_seconds(1 + count) + count * (per_pass + per_token) / 1000)
         for count in range(9)
     )
-    assert settled(world, ["draft"]).rate(4000) > 0.9 * best
+    assert settled(world, ["draft"]).rate(4000) > share * best
 
 
 def test_the_better_method_wins() -> None:
