@@ -1,7 +1,5 @@
 #include "session.h"
 
-#include "memory.h"
-
 #include <algorithm>
 #include <limits>
 #include <new>
@@ -61,7 +59,9 @@ Session::Session(const ModelWeights& model, const Backend& backend, int64_t num_
     cache_.padded_head_dim = round_up(model.head_dim, 16);
     cache_.part_bytes = model.int8_cache ? (cache_.padded_head_dim + kScaleBytes) * kBlockSize
                                          : cache_.padded_head_dim * kBlockSize * element_size(model);
-    cache_.data = static_cast<char*>(pages_.reserve(cache_bytes(model, num_blocks, cache_.part_bytes)));
+    const int64_t size = cache_bytes(model, num_blocks, cache_.part_bytes);
+    cache_.data = static_cast<char*>(pages_.reserve(size));
+    filler_.emplace(cache_.data, size / model.num_layers, model.num_layers);
 }
 
 void Session::check(const StepWork& work) const {

@@ -1,9 +1,11 @@
 // One engine's memory, threads and instruction set, and how a step is made ready for them.
 #pragma once
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "backend.h"
+#include "memory.h"
 #include "pool.h"
 
 // Zeroed memory aligned to cache lines, kept until it must grow.
@@ -42,6 +44,7 @@ class Session {
     CachePages cache_{};
     Workspace space_{};
     Buffer pages_;
+    std::optional<PageFiller> filler_;  // of the pages: ends before they do
     Buffer buffers_[17];
     std::vector<PlacedSpan> spans_;
     std::vector<int32_t> positions_;
