@@ -48,11 +48,13 @@ class NativeModel:
         spans: Sequence[Span],
         wanted: Sequence[int],
         observed: Observed | None = None,
+        logits: Tensor | None = None,
     ) -> tuple[Tensor, bytes]:
         """Logits [wanted, vocab] float32 of the step's rows `wanted`, and 1 for what is finite, else 0: first of every
         row's hidden state, then of the logits [rows + wanted].
 
-        `tokens` are the spans' tokens one span after the other. Their keys and values are stored. Raises NativeError
+        `tokens` are the spans' tokens one span after the other. Their keys and values are stored. `logits` is memory
+        for them, contiguous, or new memory is taken. Raises NativeError
         for tokens, positions and blocks that are not there; nothing has been stored then.
         """
         num_rows, num_wanted = len(tokens), len(wanted)
@@ -64,7 +66,8 @@ class NativeModel:
             tables += blocks
             placed += (span.start, span.length, len(blocks))
         inputs = array("i", tokens), array("q", placed), array("i", tables), array("i", wanted)
-        logits = torch.empty(num_wanted, self.lowering.config.vocab_size)
+        if logits is None:
+            logits = torch.empty(num_wanted, self.lowering.config.vocab_size)
         num_told = num_rows + num_wanted
         if num_told > len(self._is_finite):
             self._is_finite = (ctypes.c_char * (2 * num_told))()

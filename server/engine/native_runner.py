@@ -3,12 +3,18 @@
 import time
 from collections.abc import Callable, Sequence
 
+import torch
+from torch import Tensor
+
 from model.config import ModelConfig
 from model.native.native_model import NativeModel
 from model.native.observed import Observed
 from model.paged import Span
 from server.engine.runner import StepResult
 from server.engine.tracing_inside import Watch
+
+# Rows of logits whose memory is kept: of steps that describe whole prompts it is not.
+_MOST_KEPT = 512
 
 
 class NativeRunner:
@@ -17,6 +23,7 @@ class NativeRunner:
     def __init__(self, model: NativeModel, clock: Callable[[], float] = time.monotonic) -> None:
         self._model = model
         self._clock = clock
+        self._logits = torch.empty(0, model.lowering.config.vocab_size)
 
     @property
     def config(self) -> ModelConfig:
@@ -29,11 +36,20 @@ class NativeRunner:
         """See `Runner.run`."""
         observed = None if watch is None else _observed(self.config, len(tokens), watch)
         started = self._clock()
-        logits, is_finite = self._model.run(tokens, spans, wanted, observed)
+        logits, is_finite = self._model.run(tokens, spans, wanted, observed, self._room(len(wanted)))
         seconds = self._clock() - started
         if watch is not None and observed is not None:
             _show(watch, self.config, observed)
         return StepResult(logits, seconds, is_finite[: len(tokens)], is_finite[len(tokens) :])
+
+    def _room(self, num_rows: int) -> Tensor:
+        """Logits [num_rows, vocab] to be filled. The same memory for every step: new pages for as many numbers each
+        time cost more than the sampler."""
+        if num_rows > _MOST_KEPT:
+            return torch.empty(num_rows, self.config.vocab_size)
+        if num_rows > len(self._logits):
+            self._logits = torch.empty(num_rows, self.config.vocab_size)
+        return self._logits[:num_rows]
 
     def scrub(self, blocks: Sequence[int]) -> None:
         """See `Runner.scrub`."""

@@ -18,7 +18,7 @@ from server.engine.tracing_inside import Watch
 class StepResult:
     """What the model made of a step's tokens."""
 
-    logits: Tensor  # [wanted rows, vocab] float32
+    logits: Tensor  # [wanted rows, vocab] float32, until the runner's next step
     forward_seconds: float  # in the model itself, without building its inputs
     is_finite: Sequence[int]  # per token: 0 unless its hidden state is finite, and so its keys and values are
     is_finite_logits: Sequence[int] | None = None  # the same of every row of the logits, where they were looked at
