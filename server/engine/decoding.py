@@ -43,6 +43,7 @@ class Decoding:
     state: DecodingState | None  # its history, where a stage of the sampler asks for one
     ignored: tuple[int, ...] = ()  # ending tokens that would be text, where a grammar knows them as the end only
     matcher: Matcher | None = None  # set once its grammar is compiled
+    is_plain: bool = False  # its tokens are chosen by logits and parameters alone, one by one, and nothing is told of them
 
     @classmethod
     def of(cls, request: SequenceRequest, info: EngineInfo) -> "Decoding":
@@ -51,6 +52,7 @@ class Decoding:
             frozenset(ending_tokens(info, request)),
             DecodingState.of(request.params, request.prompt, info.vocab_size, request.num_forked),
             info.eos_token_ids if request.grammar is not None and request.params.ignore_eos else (),
+            is_plain=_is_plain(request),
         )
 
     def rehearsal(self) -> "Decoding":
@@ -145,3 +147,10 @@ class Verification:
         except GrammarError as error:
             self.finish_reason, self.error = "error", str(error)
             return False
+
+
+def _is_plain(request: SequenceRequest) -> bool:
+    params = request.params
+    told = (request.trace, params.logprobs, params.prompt_logprobs)
+    shaped = (request.grammar, request.guidance, request.beams)
+    return params.max_tokens > 0 and not params.min_tokens and all(one is None for one in (*told, *shaped))

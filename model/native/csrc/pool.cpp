@@ -5,7 +5,6 @@
 namespace {
 
 constexpr int kSpinsBeforeSleep = 2000;  // pauses of some 40 cycles: about 30 microseconds
-constexpr int kSpinsBeforeYield = 2000;
 constexpr int64_t kPiecesPerThread = 4;  // large enough to read memory in long runs, small enough to even out
 
 inline void relax() {
@@ -54,8 +53,20 @@ void Pool::run_stage(int64_t count, const void* context, StageFunction function)
     ticket_.store(Ticket{ticket_.load(std::memory_order_relaxed).stage + 1, static_cast<uint32_t>(pieces)});
     wake();
     work(0);
-    for (int spins = 0; done_.load(std::memory_order_acquire) < pieces; ++spins)
-        if (spins < kSpinsBeforeYield) relax(); else std::this_thread::yield();
+    await_pieces(pieces);
+}
+
+// Who helps may have been put aside in the middle of a piece. Asleep, this thread leaves its processor to it; yielding
+// would not, as the system moves threads to processors that have nothing to do.
+void Pool::await_pieces(int64_t pieces) {
+    for (int spins = 0; spins < kSpinsBeforeSleep; ++spins) {
+        if (done_.load() == pieces) return;
+        relax();
+    }
+    std::unique_lock<std::mutex> lock(mutex_);
+    is_awaited_ = true;
+    finished_.wait(lock, [&] { return done_.load() == pieces; });
+    is_awaited_ = false;
 }
 
 // Takes pieces of the current stage until there are none. What is read of the stage counts only if taking a piece of
@@ -70,7 +81,10 @@ void Pool::work(int64_t thread) {
         const int64_t piece = pieces - ticket.left;
         if (!ticket_.compare_exchange_weak(ticket, Ticket{ticket.stage, ticket.left - 1})) continue;
         function(context, count * piece / pieces, count * (piece + 1) / pieces, thread);
-        done_.fetch_add(1, std::memory_order_acq_rel);
+        if (done_.fetch_add(1) + 1 == pieces && is_awaited_.load()) {
+            { const std::lock_guard<std::mutex> lock(mutex_); }
+            finished_.notify_one();
+        }
         ticket = ticket_.load(std::memory_order_acquire);
     }
 }

@@ -33,6 +33,7 @@ class Pool {
     void serve(int64_t thread);
     void work(int64_t thread);
     bool await_stage(uint32_t seen);
+    void await_pieces(int64_t pieces);
     bool has_news(uint32_t seen) const { return closing_.load() || ticket_.load().stage != seen; }
 
     const int64_t size_;
@@ -44,7 +45,9 @@ class Pool {
     alignas(64) std::atomic<int64_t> done_{0};
     alignas(64) std::atomic<bool> closing_{false};
     std::atomic<int64_t> asleep_{0};
+    std::atomic<bool> is_awaited_{false};
     std::mutex mutex_;
     std::condition_variable called_;
+    std::condition_variable finished_;
     std::vector<std::thread> threads_;
 };
