@@ -20,6 +20,7 @@ from server.engine.grammar_spec import CompilerError, GrammarError
 from server.engine.guidance import GuidedPair, GuidedPairs, with_guided
 from server.engine.inspection import Inspection, Lineage, inspect
 from server.engine.parts import ALONE, Parts
+from server.engine.plain_steps import choose_plain, plain_decodings, run_plain
 from server.engine.prompt_logprobs import describe_prompt
 from server.engine.runner import Runner, StepResult
 from server.engine.scheduler import Chunk, Scheduler
@@ -118,14 +119,18 @@ class EngineCore:
         schedule = self.scheduler.schedule(self._speculator.num_wanted)
         scheduled = self._clock()
         drafts = self._speculator.draft(schedule.chunks, self._decodings)
-        turns = [_turn(chunk, self._drafts_of(chunk, drafts)) for chunk in schedule.chunks]
+        plain = None if drafts else plain_decodings(schedule.chunks, self._decodings)
+        turns = [] if plain else [_turn(chunk, self._drafts_of(chunk, drafts)) for chunk in schedule.chunks]
         drafted = self._clock()
-        result = self._run(turns, scheduled)
+        result = run_plain(self._runner, plain) if plain else self._run(turns, scheduled)
         ran = self._clock()
         outputs, self._aborted = self._aborted + failed, []
         if result is not None:
             self.scheduler.commit(schedule.chunks)
-            outputs += self._decide(turns, result)
+            if plain and result.is_all_finite:
+                outputs += self._choose_plain(plain, result)
+            else:
+                outputs += self._decide(turns or [_turn(chunk, ()) for chunk in schedule.chunks], result)
         forward_seconds = result.forward_seconds if result else 0.0
         times = StepTimes(started, scheduled, drafted, ran, self._clock(), forward_seconds)
         stats = self._speculator.measured(step_stats(schedule, self.scheduler, outputs, times))
@@ -180,8 +185,7 @@ class EngineCore:
 
     def _decide(self, turns: Sequence[Turn], result: StepResult) -> list[SequenceOutput]:
         """Report prompt logprobs, and choose tokens for every chunk that ends its sequence."""
-        finite_rows = result.finite_logits
-        is_finite = result.all_finite and 0 not in finite_rows
+        finite_rows, is_finite = result.finite_logits, result.is_all_finite
         ready = Ready()
         row = token = 0
         for turn in turns:
@@ -236,6 +240,10 @@ class EngineCore:
         self._speculator.verified(verifications)
         logprobs = describe_chosen(logits, verifications)
         return [self._keep(*kept) for kept in zip(verifications, logprobs, strict=True)]
+
+    def _choose_plain(self, plain: Sequence[Decoding], result: StepResult) -> list[SequenceOutput]:
+        chosen = choose_plain(self._choose_tokens, result, plain)
+        return [output if reason is None else self._finish(output, reason) for output, reason in chosen]
 
     def _keep(self, verification: Verification, logprobs: tuple[TokenLogprob, ...]) -> SequenceOutput:
         """Commit what a sequence gained: the accepted drafts' keys and values are in the cache already."""

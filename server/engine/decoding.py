@@ -43,7 +43,7 @@ class Decoding:
     state: DecodingState | None  # its history, where a stage of the sampler asks for one
     ignored: tuple[int, ...] = ()  # ending tokens that would be text, where a grammar knows them as the end only
     matcher: Matcher | None = None  # set once its grammar is compiled
-    is_plain: bool = False  # its tokens are chosen by logits and parameters alone, one by one, and nothing is told of them
+    is_plain: bool = False  # every token is chosen by itself, and nothing but the token is told
 
     @classmethod
     def of(cls, request: SequenceRequest, info: EngineInfo) -> "Decoding":
@@ -153,4 +153,4 @@ def _is_plain(request: SequenceRequest) -> bool:
     params = request.params
     told = (request.trace, params.logprobs, params.prompt_logprobs)
     shaped = (request.grammar, request.guidance, request.beams)
-    return params.max_tokens > 0 and not params.min_tokens and all(one is None for one in (*told, *shaped))
+    return params.max_tokens > 0 and all(one is None for one in (*told, *shaped))

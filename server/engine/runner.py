@@ -5,6 +5,7 @@ Integers in, logits out.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
@@ -23,7 +24,7 @@ class StepResult:
     is_finite: Sequence[int]  # per token: 0 unless its hidden state is finite, and so its keys and values are
     is_finite_logits: Sequence[int] | None = None  # the same of every row of the logits, where they were looked at
 
-    @property
+    @cached_property
     def finite_logits(self) -> Sequence[int]:
         """Per row of the logits: 0 unless they are finite."""
         if self.is_finite_logits is not None:
@@ -35,6 +36,11 @@ class StepResult:
     def all_finite(self) -> bool:
         """Whether every token's is."""
         return 0 not in self.is_finite
+
+    @property
+    def is_all_finite(self) -> bool:
+        """Whether every token's is, and every row of the logits."""
+        return self.all_finite and 0 not in self.finite_logits
 
 
 class Runner(Protocol):
