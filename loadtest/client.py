@@ -1,19 +1,16 @@
 """Sends one request and follows its stream. Every way it can end becomes a Record; nothing is raised or lost."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import aiohttp
-
-from loadtest.config import RequestOptions, ServerOptions
-from loadtest.payload import PATHS, BodyWriter, endpoint_url, headers
+from loadtest.config import RequestOptions
+from loadtest.connection import Head, ProtocolError
+from loadtest.payload import PATHS, BodyWriter, endpoint_url
 from loadtest.record import Outcome, Record, RequestError, reason
+from loadtest.session import Session, with_body
 from loadtest.sse import SSEParser
 from loadtest.stream import StreamReading
 from loadtest.workload import Request
 
-Clock = Callable[[], float]
-CONNECT_SECONDS = 30.0
 ERROR_BYTES = 2000
 
 
@@ -24,82 +21,97 @@ class _Ending:
     detail: str | None = None
 
 
+class Streamed:
+    """An `Answer` that reads events where there are any, the server's words where it refused."""
+
+    def __init__(self, reading: StreamReading, leave_after: int | None) -> None:
+        self.status = 0
+        self._refusal = b""
+        self._reading = reading
+        self._leave_after = leave_after
+        self._left = False
+        self._parser = SSEParser()
+
+    def begin(self, head: Head) -> bool:
+        """See `Answer`. Raises RequestError for what is no event stream."""
+        self.status = head.status
+        if head.status != 200:
+            return True
+        kind = head.headers.get("content-type", "").partition(";")[0].strip().lower()
+        coding = head.headers.get("content-encoding", "identity")
+        if kind != "text/event-stream":
+            raise RequestError("malformed", f"content type {kind}, expected text/event-stream")
+        if coding != "identity":
+            raise RequestError("malformed", f"content encoding {coding}, which is not in accept-encoding")
+        self._reading.answered = True
+        self._left = self._leave_after == 0
+        return not self._left
+
+    def take(self, data: bytes, now: float) -> bool:
+        """See `Answer`. Raises RequestError for an error event or what is no event."""
+        if self.status != 200:
+            self._refusal += data
+            return len(self._refusal) < ERROR_BYTES
+        reading = self._reading
+        for payload in self._parser.feed(data):
+            reading.observe(payload, now)
+        if self._leave_after is not None:
+            self._left = reading.num_chunks >= self._leave_after and not reading.complete
+        return not self._left
+
+    @property
+    def text(self) -> str:
+        """What the server said when it refused."""
+        return self._refusal[:ERROR_BYTES].decode(errors="replace")
+
+    def check_end(self) -> None:
+        """Called once the response is over. Raises RequestError unless it was whole, or left on purpose."""
+        if self.status != 200:
+            raise RequestError(f"http_{self.status}", self.text)
+        if not (self._reading.complete or self._left):
+            num_chunks = self._reading.num_chunks
+            raise RequestError("truncated", f"the stream ended after {num_chunks} chunks, without a finish")
+
+
 class Client:
     """Speaks to one model on one server through one session."""
 
-    def __init__(
-        self, session: aiohttp.ClientSession, server: ServerOptions, model: str, options: RequestOptions, clock: Clock
-    ) -> None:
+    def __init__(self, session: Session, model: str, options: RequestOptions) -> None:
         self._session = session
-        self._url = endpoint_url(server.url, PATHS[server.endpoint])
-        self._writer = BodyWriter(model, server.endpoint, options)
+        self._head = session.head("POST", endpoint_url(session.server.url, PATHS[session.server.endpoint]))
+        self._writer = BodyWriter(model, session.server.endpoint, options)
         self._continuous = options.continuous_usage
-        self._clock = clock
 
     async def send(self, request: Request, intended: float | None) -> Record:
         """Send now; latencies count from `intended`, or from now where it is None."""
+        clock = self._session.clock
         reading = StreamReading(self._continuous)
-        body = self._writer.write(request)
-        sent = self._clock()
-        ending = await self._ending(request, body, reading)
-        return _record(request.index, ending, reading, (sent if intended is None else intended, sent, self._clock()))
+        content = with_body(self._head, self._writer.write(request))
+        sent = clock()
+        ending = await self._ending(content, Streamed(reading, request.disconnect_after), reading)
+        return _record(request.index, ending, reading, (sent if intended is None else intended, sent, clock()))
 
-    async def _ending(self, request: Request, body: bytes, reading: StreamReading) -> _Ending:
+    async def _ending(self, content: bytes, answer: Streamed, reading: StreamReading) -> _Ending:
         try:
-            await self._follow(request, body, reading)
+            await self._session.exchange(content, answer)
+            answer.check_end()
         except RequestError as problem:
             return _Ending("error", problem.kind, problem.detail)
-        except (TimeoutError, aiohttp.ClientError, OSError) as problem:
+        except (OSError, ProtocolError) as problem:
             # After [DONE] the answer is whole, whatever becomes of the connection.
-            return _Ending("ok") if reading.done_at is not None else _failure(problem, reading)
+            return _Ending("ok") if reading.done_at is not None else _failure(problem, answer, reading)
         return _Ending("ok") if reading.complete else _Ending("disconnected")
 
-    async def _follow(self, request: Request, body: bytes, reading: StreamReading) -> None:
-        """Read to the end. Returns early, with the reading incomplete, only where the request is to leave."""
-        async with self._session.post(self._url, data=body) as response:
-            await _check_head(response)
-            reading.answered = True
-            parser = SSEParser()
-            leave_after = request.disconnect_after
-            if leave_after == 0:
-                response.close()
-                return
-            async for read in response.content.iter_any():
-                now = self._clock()
-                for payload in parser.feed(read):
-                    reading.observe(payload, now)
-                if leave_after is not None and reading.num_chunks >= leave_after and not reading.complete:
-                    response.close()
-                    return
-        if not reading.complete:
-            raise RequestError("truncated", f"the stream ended after {reading.num_chunks} chunks, without a finish")
 
-
-def open_session(server: ServerOptions) -> aiohttp.ClientSession:
-    """A session without a limit on connections: a queue in the client would pass for latency of the server."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, force_close=server.fresh_connections),
-        timeout=aiohttp.ClientTimeout(total=server.timeout_seconds, sock_connect=CONNECT_SECONDS),
-        headers=headers(server),
-    )
-
-
-async def _check_head(response: aiohttp.ClientResponse) -> None:
-    if response.status != 200:
-        text = (await response.content.read(ERROR_BYTES)).decode(errors="replace")
-        raise RequestError(f"http_{response.status}", text)
-    if response.content_type != "text/event-stream":
-        raise RequestError("malformed", f"content type {response.content_type}, expected text/event-stream")
-
-
-def _failure(problem: Exception, reading: StreamReading) -> _Ending:
+def _failure(problem: Exception, answer: Streamed, reading: StreamReading) -> _Ending:
+    if answer.status not in (0, 200):
+        return _Ending("error", f"http_{answer.status}", answer.text)
     detail = " ".join(f"{type(problem).__name__} {reason(problem)}".split())[:300]
     if isinstance(problem, TimeoutError):
         return _Ending("error", "timeout", detail)
     if reading.answered:
         return _Ending("error", "truncated", detail)
-    is_connection = isinstance(problem, aiohttp.ClientConnectionError | OSError)
-    return _Ending("error", "connect" if is_connection else "malformed", detail)
+    return _Ending("error", "connect" if isinstance(problem, OSError) else "malformed", detail)
 
 
 def _record(index: int, ending: _Ending, reading: StreamReading, times: tuple[float, float, float]) -> Record:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -41,7 +42,7 @@ class ServerOptions:
 
     def __post_init__(self) -> None:
         _check_key("api_key", self.api_key)
-        require(self.url.startswith(("http://", "https://")), "url", self.url, "must start with http:// or https://")
+        _check_url("url", self.url)
         seconds = self.timeout_seconds
         require(0 < seconds <= MAX_SECONDS, "timeout_seconds", seconds, f"must be above 0 and at most {MAX_SECONDS}")
 
@@ -171,8 +172,8 @@ class VersusOptions:
 
     def __post_init__(self) -> None:
         _check_key("versus_api_key", self.versus_api_key)
-        url = self.versus
-        require(url is None or url.startswith(("http://", "https://")), "versus", url, "must start with http(s)://")
+        if self.versus is not None:
+            _check_url("versus", self.versus)
         require(1 <= self.rounds <= 100, "rounds", self.rounds, "must be from 1 to 100")
 
 
@@ -204,6 +205,17 @@ def extra_fields(name: str, text: str) -> dict[str, object]:
     if not isinstance(value, dict):
         refuse(name, text, "must be a JSON object")
     return cast(dict[str, object], value)
+
+
+def _check_url(name: str, url: str) -> None:
+    require(url.startswith(("http://", "https://")), name, url, "must start with http:// or https://")
+    try:
+        address = urlsplit(url)
+        host, _ = (address.hostname or "").encode("idna"), address.port
+    except ValueError as problem:  # a port out of range, brackets left open, a label too long
+        refuse(name, url, f"is no address: {problem}")
+    require(host != b"", name, url, "must name a host")
+    require("@" not in address.netloc, name, url, "must not hold a user's name; a key goes into --api-key")
 
 
 def _check_key(name: str, key: str | None) -> None:

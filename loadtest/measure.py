@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Protocol
 
-from loadtest.client import Client, open_session
+from loadtest.client import Client
 from loadtest.config import MAX_REQUESTS, Config, ServerOptions
 from loadtest.fitting import fit
 from loadtest.goodput import parse_limits
@@ -15,6 +15,7 @@ from loadtest.plan import Label, Step, plan
 from loadtest.record import Record, RequestError
 from loadtest.schedule import poisson_arrivals
 from loadtest.served import ServedModel, list_models
+from loadtest.session import Session
 from loadtest.statistics import Summary, summarize
 from loadtest.workload import PURPOSE_ARRIVALS, Workload
 
@@ -76,9 +77,9 @@ def _second(config: Config) -> ServerOptions:
 
 async def _chosen_model(server: ServerOptions) -> ServedModel:
     """The model asked for, with what the server tells of it, if anything; else the first that it lists."""
-    async with open_session(server) as session:
+    async with Session(server) as session:
         try:
-            models = await list_models(session, server.url)
+            models = await list_models(session)
         except RequestError:
             if server.model is None:
                 raise
@@ -98,8 +99,8 @@ class _Runner:
     async def run(self, step: Step, server: ServerOptions) -> Run:
         """Warm up, then send and count. Each run has connections of its own."""
         assert server.model is not None
-        async with open_session(server) as session:
-            client = Client(session, server, server.model, self._config.requests, time.perf_counter)
+        async with Session(server, time.perf_counter) as session:
+            client = Client(session, server.model, self._config.requests)
             warmup = await self._warm_up(step, client)
             self._observer.begin(step, self._config.load.max_requests)
             start, cpu_start = time.perf_counter(), time.process_time()

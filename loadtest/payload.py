@@ -13,10 +13,17 @@ def endpoint_url(base: str, path: str) -> str:
     return base.rstrip("/").removesuffix("/v1").rstrip("/") + path
 
 
-def headers(server: ServerOptions) -> dict[str, str]:
+def headers(server: ServerOptions, host: str) -> dict[str, str]:
     """Headers of every request. Compression is declined: it would hold events back."""
-    plain = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-    return plain | ({"Authorization": f"Bearer {server.api_key}"} if server.api_key else {})
+    plain = {
+        "Host": host,
+        "Content-Type": "application/json",
+        "Accept": "*/*",
+        "Accept-Encoding": "identity",
+        "User-Agent": "minigpt-loadtest",
+    }
+    leaving = {"Connection": "close"} if server.fresh_connections else {}
+    return plain | leaving | ({"Authorization": f"Bearer {server.api_key}"} if server.api_key else {})
 
 
 class BodyWriter:

@@ -7,8 +7,8 @@ Outcome = Literal["ok", "error", "disconnected"]
 
 
 def reason(problem: Exception) -> str:
-    """What went wrong, in words; without what the HTTP library says of encryption when there is none."""
-    return str(problem).replace(" ssl:default ", " ") or type(problem).__name__
+    """What went wrong, in words."""
+    return str(problem) or type(problem).__name__
 
 
 class RequestError(Exception):

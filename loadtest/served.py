@@ -1,10 +1,11 @@
 """What a server tells of its models before the load begins: their names, and how many tokens each holds."""
 
-import aiohttp
 import msgspec
 
+from loadtest.connection import Head, ProtocolError
 from loadtest.payload import endpoint_url
 from loadtest.record import RequestError, reason
+from loadtest.session import Session, with_body
 
 
 class ServedModel(msgspec.Struct):
@@ -18,15 +19,34 @@ class _ModelList(msgspec.Struct):
     data: list[ServedModel]
 
 
-async def list_models(session: aiohttp.ClientSession, base: str) -> list[ServedModel]:
+class _Whole:
+    """An answer that is read to its end before it is looked at."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.body = b""
+
+    def begin(self, head: Head) -> bool:
+        self.status = head.status
+        return head.status == 200
+
+    def take(self, data: bytes, now: float) -> bool:
+        self.body += data
+        return True
+
+
+async def list_models(session: Session) -> list[ServedModel]:
     """All that /v1/models lists. Raises RequestError, also when it lists none."""
+    answer = _Whole()
     try:
-        async with session.get(endpoint_url(base, "/v1/models")) as response:
-            if response.status != 200:
-                raise RequestError(f"http_{response.status}", "GET /v1/models; give --model")
-            models = msgspec.json.decode(await response.read(), type=_ModelList).data
-    except (TimeoutError, aiohttp.ClientError, OSError) as problem:
+        head = session.head("GET", endpoint_url(session.server.url, "/v1/models"))
+        await session.exchange(with_body(head), answer)
+    except (OSError, ProtocolError) as problem:
         raise RequestError("connect", reason(problem)) from problem
+    if answer.status != 200:
+        raise RequestError(f"http_{answer.status}", "GET /v1/models; give --model")
+    try:
+        models = msgspec.json.decode(answer.body, type=_ModelList).data
     except msgspec.DecodeError as problem:
         raise RequestError("malformed", f"GET /v1/models: {problem}; give --model") from problem
     if not models:

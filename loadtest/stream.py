@@ -5,13 +5,13 @@ import msgspec
 from loadtest.record import RequestError
 
 
-class Details(msgspec.Struct):
+class Details(msgspec.Struct, gc=False):
     """Part of usage."""
 
     cached_tokens: int | None = None
 
 
-class Usage(msgspec.Struct):
+class Usage(msgspec.Struct, gc=False):
     """Token counts by the server's own account."""
 
     prompt_tokens: int | None = None
@@ -19,7 +19,7 @@ class Usage(msgspec.Struct):
     prompt_tokens_details: Details | None = None
 
 
-class Delta(msgspec.Struct):
+class Delta(msgspec.Struct, gc=False):
     """A chat chunk's text, under the names servers use for it."""
 
     content: str | None = None
@@ -28,7 +28,7 @@ class Delta(msgspec.Struct):
     tool_calls: list[object] | None = None
 
 
-class Choice(msgspec.Struct):
+class Choice(msgspec.Struct, gc=False):
     """One answer's part of a chunk; `text` for completions, `delta` for chat."""
 
     text: str | None = None
@@ -37,11 +37,13 @@ class Choice(msgspec.Struct):
 
     def has_content(self) -> bool:
         """Whether it shows the reader anything new. A chat stream's opening role chunk does not."""
-        delta = self.delta or Delta()
+        delta = self.delta
+        if delta is None:
+            return bool(self.text)
         return bool(self.text or delta.content or delta.reasoning_content or delta.reasoning or delta.tool_calls)
 
 
-class Event(msgspec.Struct):
+class Event(msgspec.Struct, gc=False):
     """One `data:` payload."""
 
     choices: list[Choice] | None = None
@@ -54,6 +56,7 @@ class StreamReading:
 
     def __init__(self, continuous_usage: bool) -> None:
         self._continuous = continuous_usage
+        self._decode = msgspec.json.Decoder(Event).decode
         self._counted = 0
         self._first_tokens = 1
         self.first: float | None = None
@@ -72,30 +75,45 @@ class StreamReading:
         if payload == b"[DONE]":
             self.done_at = now
             return
-        event = _decode(payload)
-        for choice in event.choices or []:
-            self.finish_reason = choice.finish_reason or self.finish_reason
-        if self.finish_reason in ("error", "abort"):
-            raise RequestError("stream_error", f"finish_reason {self.finish_reason}")
-        num_tokens = self._tokens_in(event)
-        self.usage = event.usage or self.usage
+        try:
+            event = self._decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError) as problem:
+            raise RequestError("malformed", f"{problem}: {payload[:80]!r}") from problem
+        if event.error is not None:
+            raise RequestError("stream_error", msgspec.json.encode(event.error).decode())
+        has_content = False
+        for choice in event.choices or ():
+            if choice.finish_reason:
+                self._finish(choice.finish_reason)
+            has_content = has_content or choice.has_content()
+        num_tokens = int(has_content)
+        if event.usage is not None:
+            self.usage = event.usage
+            if event.choices and self._continuous:
+                num_tokens = self._counted_anew(event.usage, num_tokens)
         if num_tokens:
             self._mark(num_tokens, now)
 
-    def _tokens_in(self, event: Event) -> int:
-        if not event.choices:
-            return 0
-        if self._continuous and event.usage is not None and event.usage.completion_tokens is not None:
-            num_new = event.usage.completion_tokens - self._counted
-            self._counted = event.usage.completion_tokens
-            return max(0, num_new)
-        return int(any(choice.has_content() for choice in event.choices))
+    def _finish(self, finish_reason: str) -> None:
+        self.finish_reason = finish_reason
+        if finish_reason in ("error", "abort"):
+            raise RequestError("stream_error", f"finish_reason {finish_reason}")
+
+    def _counted_anew(self, usage: Usage, num_seen: int) -> int:
+        """Tokens since the last count, by the server's; `num_seen` where it gives none."""
+        if usage.completion_tokens is None:
+            return num_seen
+        num_new = usage.completion_tokens - self._counted
+        self._counted = usage.completion_tokens
+        return max(0, num_new)
 
     def _mark(self, num_tokens: int, now: float) -> None:
         self.num_chunks += 1
         self.num_carried += num_tokens
         if self.first is None:
             self.first, self._first_tokens = now, num_tokens
+        elif num_tokens == 1:
+            self.itls.append(now - self.last)
         else:
             # A chunk of k tokens is k gaps of a k-th each, so that a token weighs the same however it was sent.
             self.itls.extend([(now - self.last) / num_tokens] * num_tokens)
@@ -120,13 +138,3 @@ class StreamReading:
         if self.first is None or self.num_chunks < 2 or num_later < 1:
             return None
         return (self.last - self.first) / num_later
-
-
-def _decode(payload: bytes) -> Event:
-    try:
-        event = msgspec.json.decode(payload, type=Event)
-    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
-        raise RequestError("malformed", f"{problem}: {payload[:80]!r}") from problem
-    if event.error is not None:
-        raise RequestError("stream_error", msgspec.json.encode(event.error).decode())
-    return event

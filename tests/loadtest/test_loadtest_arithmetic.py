@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from loadtest_records import a_record, a_run
 
@@ -23,6 +23,7 @@ from loadtest.workload import Workload
 FINITE = st.floats(-1e6, 1e6)
 
 
+@settings(deadline=None)
 @given(values=st.lists(FINITE, min_size=1), percent=st.floats(0, 100))
 def test_percentiles_agree_with_numpy(values, percent):
     assert percentile(sorted(values), percent) == pytest.approx(float(np.percentile(values, percent)), abs=1e-6)
@@ -157,6 +158,7 @@ def test_tpot_is_a_limit_of_its_own():
     assert not Limits(tpot=10).met_by(a_record(0, tpot=0.011))
 
 
+@settings(deadline=None)
 @given(outcomes=st.lists(st.sampled_from(["ok", "error", "disconnected"])))
 def test_totals_balance_whatever_happened(outcomes):
     records = [a_record(i, outcome=o, error_kind="http_500" if o == "error" else None) for i, o in enumerate(outcomes)]

@@ -7,12 +7,13 @@ import time
 import pytest
 from fake_openai import Behaviour, FakeOpenAI
 
-from loadtest.client import Client, open_session
+from loadtest.client import Client
 from loadtest.config import RequestOptions, ServerOptions
 from loadtest.loops import closed_loop, open_loop
 from loadtest.record import Record, RequestError
 from loadtest.schedule import poisson_arrivals
 from loadtest.served import list_models
+from loadtest.session import Session
 from loadtest.workload import Workload
 
 
@@ -28,8 +29,8 @@ def run_loop(server, options, loop):
     """Records of `loop(client, workload)` against `server`."""
 
     async def go():
-        async with open_session(server) as session:
-            return await loop(Client(session, server, "tiny", options, time.perf_counter), Workload(options))
+        async with Session(server) as session:
+            return await loop(Client(session, "tiny", options), Workload(options))
 
     return asyncio.run(go())
 
@@ -111,8 +112,8 @@ def test_a_server_that_is_not_there_has_no_models():
     server = ServerOptions(url=f"http://127.0.0.1:{free_port()}")
 
     async def go():
-        async with open_session(server) as session:
-            await list_models(session, server.url)
+        async with Session(server) as session:
+            await list_models(session)
 
     with pytest.raises(RequestError, match="connect"):
         asyncio.run(go())
