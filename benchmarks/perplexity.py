@@ -77,7 +77,8 @@ def logits_of(runner: Runner, window: list[int]) -> Tensor:
     chunks = []
     for start in range(0, len(window), MAX_STEP_TOKENS):
         chunk = window[start : start + MAX_STEP_TOKENS]
-        chunks.append(runner.run(chunk, [Span(start, len(chunk), blocks)], range(len(chunk))).logits)
+        logits = runner.run(chunk, [Span(start, len(chunk), blocks)], range(len(chunk))).logits
+        chunks.append(logits.clone())  # the next chunk's take the same memory
     return torch.cat(chunks)
 
 
