@@ -1,6 +1,6 @@
-"""Chooses what computes a loaded model: the native CPU back end where it can, else torch, and says so.
+"""Chooses what computes a loaded model and what chooses its tokens: the native library where it can, else torch.
 
-Whichever it is has proved that it is exact. The only file that knows both.
+Whichever computes has proved that it is exact. The only file that knows both, and the one that says what is lost.
 """
 
 import ctypes
@@ -19,8 +19,10 @@ from server.engine.config import EngineConfig
 from server.engine.cores import available_cores
 from server.engine.native_runner import NativeRunner
 from server.engine.runner import Runner
+from server.engine.sampling.native import NativeSampler
 from server.engine.selfcheck import InexactBackendError, is_exact, make_exact
 from server.engine.torch_runner import TorchRunner
+from server.engine.verify import Choose, choose_by_torch
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Backends:
         self._torch_threads = config.threads or default_torch_threads()
         self._num_threads = config.threads or available_cores()
         self._library: ctypes.CDLL | None = None
+        self._has_said_lost = False
         self._wants_native = config.backend != "torch"
         self._demand = _demand(config)
 
@@ -60,20 +63,45 @@ class Backends:
             except (LibraryError, UnsupportedError, InexactBackendError, NativeError, MemoryError) as error:
                 if self._demand:
                     raise ValueError(f"{self._demand}, but the native back end cannot serve: {error}") from error
-                # A library that is not there now will not be there for the next model.
-                self._wants_native = not isinstance(error, LibraryError)
-                logger.warning("torch serves instead of the native back end, and slower: %s", error)
+                if isinstance(error, LibraryError):
+                    self._lose_library(error)
+                else:
+                    logger.warning("torch serves instead of the native back end, and slower: %s", error)
         if self._demand:
             raise ValueError(f"{self._demand}, which the torch back end cannot do")
         return self._open_torch(model, draft)
 
-    def _open_native(self, model: GPT, draft: GPT | None) -> tuple[Backend, Backend | None]:
+    def open_sampler(self, device: torch.device) -> Choose:
+        """What chooses from logits on that device: the library, where there is one for it, or torch.
+
+        Nobody can tell by the tokens, but torch takes longer over them.
+        """
+        if device.type != "cpu":
+            return choose_by_torch
+        try:
+            return NativeSampler(self._open_library())
+        except LibraryError as error:
+            self._lose_library(error)
+            return choose_by_torch
+
+    def _open_library(self) -> ctypes.CDLL:
         self._library = self._library or open_library()
-        lowering = self._lower(model, self._library)
+        return self._library
+
+    def _lose_library(self, reason: LibraryError) -> None:
+        """Say once what that means: a library that is not there now will not be there for the next model either."""
+        if not self._has_said_lost:
+            lost = "computes and chooses tokens" if self._wants_native else "chooses tokens"
+            logger.warning("torch %s instead of the native library, and slower: %s", lost, reason)
+        self._wants_native, self._has_said_lost = False, True
+
+    def _open_native(self, model: GPT, draft: GPT | None) -> tuple[Backend, Backend | None]:
+        library = self._open_library()
+        lowering = self._lower(model, library)
         if not is_exact(_new_runner(lowering), self._config.max_step_tokens, self._num_threads):
             raise InexactBackendError("on this machine its rows depend on their neighbours")
         # A draft's tokens prove right or wrong whatever their last bits: the target's own check will do for both.
-        lowered_draft = None if draft is None else self._lower_draft(draft, self._library)
+        lowered_draft = None if draft is None else self._lower_draft(draft, library)
         return self._natively(lowering), None if lowered_draft is None else self._natively(lowered_draft)
 
     def _lower(self, model: GPT, library: ctypes.CDLL) -> Lowering:

@@ -22,7 +22,6 @@ from server.engine.drafting.load_draft import load_draft
 from server.engine.drafting.speculator import DraftingSpeculator
 from server.engine.grammar import GrammarCompiler
 from server.engine.parts import Parts
-from server.engine.sampling.native import open_sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import blocks_for
 from server.engine.types import EngineInfo
@@ -50,7 +49,8 @@ def load_engine(
     model = load_checkpoint(checkpoint, dtype, device)
     draft_model = None if draft is None else load_draft(draft, checkpoint, dtype, device)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    backend, draft_backend = (backends or Backends(config)).open(model, draft_model)
+    backends = backends or Backends(config)
+    backend, draft_backend = backends.open(model, draft_model)
     # Where the back end has packed weights of its own, these would still count as memory that is taken.
     del model, draft_model
     bytes_per_block = sum(one.bytes_per_block for one in (backend, draft_backend) if one is not None)
@@ -75,7 +75,7 @@ def load_engine(
     )
     _log_loaded(checkpoint, info, model_config.context_length)
     scheduler = Scheduler(BlockPool(num_blocks), config.max_running, config.max_step_tokens)
-    choose = open_sampler(device)
+    choose = backends.open_sampler(device)
     speculator = _build_speculator(draft_backend, num_blocks, config.max_step_tokens, choose)
     grammars = GrammarCompiler(tokenizer, model_config.vocab_size)
     runner = backend.new_runner(num_blocks)

@@ -19,7 +19,11 @@ from server.engine.backend import Backends
 from server.engine.config import BackendName, EngineConfig
 from server.engine.native_runner import NativeRunner
 from server.engine.runner import StepResult
+from server.engine.sampling.native import NativeSampler
 from server.engine.tracing_inside import Watch
+from server.engine.verify import choose_by_torch
+
+CPU = torch.device("cpu")
 
 
 def backends(name: BackendName = "auto") -> Backends:
@@ -92,18 +96,50 @@ def test_torch_serves_where_it_is_asked_for(gqa: GPT, caplog: pytest.LogCaptureF
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("spoil", [break_exactness, *LIBRARIES])
-def test_torch_serves_loudly_where_the_native_back_end_cannot(
-    spoil: Spoil, gqa: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_torch_serves_loudly_where_the_native_back_end_is_not_exact(
+    gqa: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reason = spoil(monkeypatch, tmp_path)
-    backend, draft = backends().open(gqa, gqa)
+    reason = break_exactness(monkeypatch, tmp_path)
+    opened = backends()
+    backend, draft = opened.open(gqa, gqa)
     assert draft is not None
     assert (backend.name, draft.name) == ("torch", "torch")
+    assert isinstance(opened.open_sampler(CPU), NativeSampler)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "torch serves instead of the native back end" in record.message
     assert reason in record.message
+
+
+@pytest.mark.parametrize(("name", "lost"), [("auto", "computes and chooses tokens"), ("torch", "chooses tokens")])
+@pytest.mark.parametrize("spoil", LIBRARIES)
+def test_a_library_that_is_lost_is_said_once_for_all_models_and_all_it_did(
+    spoil: Spoil,
+    name: BackendName,
+    lost: str,
+    gqa: GPT,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reason = spoil(monkeypatch, tmp_path)
+    opened = backends(name)
+    for _ in range(3):
+        backend, draft = opened.open(gqa, gqa)
+        assert draft is not None
+        assert (backend.name, draft.name) == ("torch", "torch")
+        assert opened.open_sampler(CPU) is choose_by_torch
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.message.startswith(f"torch {lost} instead of the native library, and slower: {reason}")
+
+
+def test_other_devices_have_no_library_to_lose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lose_library(monkeypatch, tmp_path)
+    assert backends().open_sampler(torch.device("meta")) is choose_by_torch
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("spoil", [break_exactness, *LIBRARIES])
@@ -113,16 +149,6 @@ def test_a_native_back_end_that_cannot_serve_is_refused_in_one_line_to_who_insis
     reason = spoil(monkeypatch, tmp_path)
     with pytest.raises(ValueError, match=rf"^backend is 'native', .*{reason}[^\n]*$"):
         backends("native").open(gqa, None)
-
-
-@pytest.mark.parametrize("spoil", LIBRARIES)
-def test_what_the_machine_lacks_is_said_once_for_all_models(
-    spoil: Spoil, gqa: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    spoil(monkeypatch, tmp_path)
-    opened = backends()
-    assert [opened.open(gqa, None)[0].name for _ in range(3)] == ["torch"] * 3
-    assert len(caplog.records) == 1
 
 
 def test_a_model_that_is_not_supported_falls_back_alone(gqa: GPT, caplog: pytest.LogCaptureFixture) -> None:

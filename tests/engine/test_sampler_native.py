@@ -16,10 +16,8 @@ from server.engine.filters import integer_weights
 from server.engine.noise import logarithm
 from server.engine.params import SamplingParams
 from server.engine.sampler import Row, choose
-from server.engine.sampling import native as sampling
 from server.engine.sampling.native import NativeSampler
 from server.engine.sampling.state import DecodingState
-from server.engine.verify import choose_by_torch
 
 PLAIN = SamplingParams()
 
@@ -133,13 +131,3 @@ def test_weights_are_exponentials_rounded_down(values: list[float]) -> None:
     exact = [math.exp(value - max(values)) * 2.0**44 for value in values]
     assert weights == pytest.approx(exact, rel=1e-14, abs=1.0)
     assert max(weights) == 2**44
-
-
-def test_a_sampler_that_is_lost_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    def outdated() -> None:
-        raise LibraryError("it was built from the sources of this test")
-
-    monkeypatch.setattr(sampling, "open_library", outdated)
-    assert [sampling.open_sampler(torch.device("cpu")) for _ in range(3)] == [choose_by_torch] * 3
-    (record,) = caplog.records
-    assert "it was built from the sources of this test" in record.message

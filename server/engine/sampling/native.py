@@ -3,8 +3,6 @@
 Constraints and the rarer stages are torch's; it works on a copy of the rows that ask for them, and the draw is native.
 """
 
-import functools
-import logging
 from array import array
 from collections.abc import Sequence
 from ctypes import CDLL, addressof, c_int64
@@ -13,35 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.native.abi import LibraryError, check, open_library
+from model.native.abi import check
 from server.engine.sampler import choose
 from server.engine.sampling.constraints import constrain, is_constrained
 from server.engine.sampling.program import draw_alone, looks_back
 from server.engine.sampling.row import Observe, Row, observe_nothing
-from server.engine.verify import Choose, choose_by_torch
-
-logger = logging.getLogger(__name__)
 
 _NO_HISTORY = (0, 0, 0, 0)
-
-
-def open_sampler(device: torch.device) -> Choose:
-    """What chooses from logits on that device: the library, where there is one for it, or torch.
-
-    Nobody can tell by the tokens. Torch takes longer over them, so the log tells of a library that is lost.
-    """
-    if device.type != "cpu":
-        return choose_by_torch
-    try:
-        return NativeSampler(open_library())
-    except LibraryError as error:
-        _warn_once(str(error))
-        return choose_by_torch
-
-
-@functools.cache  # for what the machine lacks, however many models are loaded
-def _warn_once(reason: str) -> None:
-    logger.warning("torch chooses tokens instead of the native sampler, and slower: %s", reason)
 
 
 class NativeSampler:
