@@ -118,8 +118,7 @@ class Backends:
             try:
                 return _new_runner(lowering)(num_blocks, self._num_threads)
             except NativeError as error:
-                sizes = f"{num_blocks} blocks and {self._num_threads} threads"
-                raise ValueError(f"the native back end cannot have {sizes}: {error}") from error
+                raise ValueError(f"the native back end cannot start: {error}") from error
 
         return Backend(f"native {best_instruction_set(lowering.library)}", lowering.bytes_per_block, new_runner)
 
@@ -156,4 +155,12 @@ def _new_runner(lowering: Lowering) -> Callable[[int, int], Runner]:
 
 def _by_torch(model: GPT) -> Backend:
     bytes_per_block = kv_bytes_per_block(model.config, model.embedding.weight.dtype)
-    return Backend("torch", bytes_per_block, lambda num_blocks: TorchRunner(model, num_blocks))
+
+    def new_runner(num_blocks: int) -> Runner:
+        try:
+            return TorchRunner(model, num_blocks)
+        except RuntimeError as error:  # all that torch raises for memory a processor cannot have
+            size = f"the {num_blocks * bytes_per_block} bytes of such a cache cannot be had"
+            raise ValueError(f"num_blocks is {num_blocks}; {size}") from error
+
+    return Backend("torch", bytes_per_block, new_runner)

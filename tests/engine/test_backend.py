@@ -124,7 +124,7 @@ def test_a_library_that_is_lost_is_said_once_for_all_models_and_all_it_did(
 ) -> None:
     reason = spoil(monkeypatch, tmp_path)
     opened = backends(name)
-    for _ in range(3):
+    for _ in range(2):
         backend, draft = opened.open(gqa, gqa)
         assert draft is not None
         assert (backend.name, draft.name) == ("torch", "torch")
@@ -189,8 +189,19 @@ def test_torch_serves_where_the_system_gives_no_session(
         backends("native").open(gqa, None)
 
 
-def test_a_cache_that_cannot_be_had_is_refused_in_one_line(gqa: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["native", "torch"])
+def test_a_cache_that_no_memory_holds_is_refused_with_its_size(name: BackendName, gqa: GPT) -> None:
+    backend, _ = backends(name).open(gqa, None)
+    num_blocks = 2**40
+    size = num_blocks * backend.bytes_per_block
+    with pytest.raises(
+        ValueError, match=f"num_blocks is {num_blocks}; the {size} bytes of such a cache cannot be had$"
+    ):
+        backend.new_runner(num_blocks)
+
+
+def test_a_session_that_cannot_be_had_is_refused_in_one_line(gqa: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     backend, _ = backends().open(gqa, None)
     refuse_sessions(monkeypatch)
-    with pytest.raises(ValueError, match=r"^the native back end cannot have 9 blocks and 2 threads: no thread[^\n]*$"):
+    with pytest.raises(ValueError, match=r"^the native back end cannot start: no thread[^\n]*$"):
         backend.new_runner(9)

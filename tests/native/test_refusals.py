@@ -38,6 +38,7 @@ def test_threads_that_the_system_refuses_are_an_error() -> None:
     environment = {"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout[:8]) == (0, "refused:"), done.stderr
+    assert "the system does not give 1000 threads: " in done.stdout
 
 
 @pytest.mark.parametrize("num_blocks", [-1, 0, 2**62])

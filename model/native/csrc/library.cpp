@@ -3,6 +3,7 @@
 #include <exception>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 
 #include "draw.h"
 #include "measure.h"
@@ -61,7 +62,13 @@ const char* minigpt_error() { return last_error.c_str(); }
 
 int minigpt_create(const ModelWeights* model, const char* instruction_set, int64_t num_blocks, int64_t num_threads,
                    Session** session) {
-    return guarded([&] { *session = new Session(*model, *choose_backend(instruction_set), num_blocks, num_threads); });
+    return guarded([&] {
+        try {
+            *session = new Session(*model, *choose_backend(instruction_set), num_blocks, num_threads);
+        } catch (const std::system_error& error) {  // of std::thread, and it does not say of what
+            throw std::runtime_error("the system does not give " + std::to_string(num_threads) + " threads: " + error.what());
+        }
+    });
 }
 
 void minigpt_destroy(Session* session) { delete session; }

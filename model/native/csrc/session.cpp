@@ -26,6 +26,16 @@ int64_t cache_bytes(const ModelWeights& model, int64_t num_blocks, int64_t part_
     return num_blocks * block_bytes;
 }
 
+// The one allocation whose size is a setting: where it fails, the setting is to be named.
+void* reserve_cache(Buffer& pages, int64_t bytes, int64_t num_blocks) {
+    try {
+        return pages.reserve(bytes);
+    } catch (const std::bad_alloc&) {
+        throw std::runtime_error("num_blocks is " + std::to_string(num_blocks) + "; the " + std::to_string(bytes) +
+                                 " bytes of such a cache cannot be had");
+    }
+}
+
 // The attention work of one span: its token * group rows in tiles of equal height, give or take one.
 void add_units(std::vector<AttentionUnit>& units, int64_t span, int64_t rows, int64_t tile_rows) {
     const int64_t tiles = (rows + tile_rows - 1) / tile_rows;
@@ -60,7 +70,7 @@ Session::Session(const ModelWeights& model, const Backend& backend, int64_t num_
     cache_.part_bytes = model.int8_cache ? (cache_.padded_head_dim + kScaleBytes) * kBlockSize
                                          : cache_.padded_head_dim * kBlockSize * element_size(model);
     const int64_t size = cache_bytes(model, num_blocks, cache_.part_bytes);
-    cache_.data = static_cast<char*>(pages_.reserve(size));
+    cache_.data = static_cast<char*>(reserve_cache(pages_, size, num_blocks));
     filler_.emplace(cache_.data, size / model.num_layers, model.num_layers);
 }
 
