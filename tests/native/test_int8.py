@@ -1,69 +1,30 @@
 """int8 weights and int8 caches against torch with the same rounding written out in float32."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from native_models import native_model
+from rounded_model import RoundedModel
 from test_oracle import BASE, SETS, VARIANTS, random_model, steps
 from torch import Tensor
 
 from model.gpt import GPT
-from model.moe import MixtureOfExperts
 from model.native.lowering import KVCache, Quantize
+from model.native.native_model import NativeModel
 from model.paged import Span
-from server.engine.torch_runner import TorchRunner
 
 FORMATS: list[tuple[Quantize, KVCache]] = [("int8", "auto"), ("none", "int8"), ("int8", "int8")]
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+# By format, the least cosine of a row and the most that half of the rows may differ. The neighbouring code of an input
+# of a product costs the rows after it about 1e-2, that of a key or a value 2e-4; with both some row always meets one.
+AFTER_EDGES = {("int8", "auto"): (0.9998, 1e-5), ("none", "int8"): (0.99999, 5e-4), ("int8", "int8"): (0.9995, 3e-2)}
 
 
-def rounded_signed(x: Tensor) -> Tensor:
-    """To 255 levels, as many above 0 as below, over the last dimension."""
-    scale = x.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
-    return (x / scale).round() * scale
-
-
-def rounded_row(x: Tensor) -> Tensor:
-    """To 256 levels from a row's least to its greatest number, one of them 0."""
-    least, greatest = x.amin(-1, keepdim=True).clamp_max(0), x.amax(-1, keepdim=True).clamp_min(0)
-    scale = (greatest - least).clamp_min(1e-30) / 255
-    zero = (-least / scale).round()
-    return (((x / scale).round() + zero).clamp(0, 255) - zero) * scale
-
-
-def rounded_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(rounded_row(x), rounded_signed(weight), bias)
-
-
-class Simulated:
-    """A model in float32 that rounds what int8 rounds, for a TorchRunner to run."""
-
-    def __init__(self, model: GPT, quantize: Quantize, kv_cache: KVCache) -> None:
-        self._model = copy.deepcopy(model).float()
-        self.config, self.embedding, self.unembed = model.config, self._model.embedding, self._model.unembed
-        self._rounds_cache = kv_cache == "int8"
-        if quantize == "int8":
-            self._model.use_product(rounded_product)
-        for module in self._model.modules():
-            if isinstance(module, MixtureOfExperts):
-                module.router.product = F.linear
-
-    def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend, observe: object) -> Tensor:
-        def rounding(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            if self._rounds_cache:
-                key, value = rounded_signed(key), rounded_signed(value)
-            return attend(layer, query, key, value)
-
-        return self._model(tokens, positions, rounding, observe)
-
-
-def logits_of(runner: object, model: GPT) -> Tensor:
+def logits_of(runner: NativeModel | RoundedModel, model: GPT) -> Tensor:
     results = [runner.run(*step) for step in steps(model.config)]
-    return torch.cat([result[0] if isinstance(result, tuple) else result.logits for result in results])
+    return torch.cat([result[0] if isinstance(result, tuple) else result for result in results])
 
 
 @pytest.mark.parametrize("instruction_set", SETS)
@@ -73,14 +34,15 @@ def test_agrees_with_the_same_rounding_in_torch(
     name: str, quantize: Quantize, kv_cache: KVCache, instruction_set: str
 ) -> None:
     model = random_model(VARIANTS[name], torch.float32)
-    expected = logits_of(TorchRunner(Simulated(model, quantize, kv_cache), 16), model)
+    expected = logits_of(RoundedModel(model, quantize, kv_cache), model)
     got = logits_of(native_model(model, 16, 2, instruction_set, quantize, kv_cache), model)
-    # A sum's last bit now and then moves a number over the edge between two codes. With both, the 16 bits of queries
-    # and attention weights, which torch does not round, move more of them, in every layer.
-    has_both = (quantize, kv_cache) == ("int8", "int8")
-    assert F.cosine_similarity(got, expected).min() > (0.9995 if has_both else 0.9998)
-    if not has_both:
-        assert (got - expected).abs().amax(-1).median() < (1e-5 if kv_cache == "auto" else 1e-3)
+    difference = (got - expected).abs().amax(-1)
+    # A sum's last bit now and then moves a number over the edge between two codes. One in a key or a value stays for
+    # the rest of its sequence, so not every row agrees; but some rows come before the first of them.
+    assert difference.quantile(0.1) < 5e-6
+    cosine, median = AFTER_EDGES[quantize, kv_cache]
+    assert F.cosine_similarity(got, expected).min() > cosine
+    assert difference.median() < median
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -88,7 +50,7 @@ def test_agrees_with_the_same_rounding_in_torch(
 @pytest.mark.parametrize("name", VARIANTS)
 def test_is_close_to_float32(name: str, quantize: Quantize, kv_cache: KVCache, dtype: torch.dtype) -> None:
     model = random_model(VARIANTS[name], dtype)
-    expected = logits_of(TorchRunner(copy.deepcopy(model).float(), 16), model)
+    expected = logits_of(RoundedModel(model, "none", "auto"), model)
     got = logits_of(native_model(model, 16, 1, "", quantize, kv_cache), model)
     cosine = F.cosine_similarity(got, expected)
     # A near tie of the router falls the other way in few rows.
@@ -107,7 +69,7 @@ def test_the_largest_codes_do_not_saturate(instruction_set: str) -> None:
             for norm in (layer.attention_norm, layer.feed_forward_norm):
                 norm.weight.zero_()
                 norm.bias.fill_(1.0)
-    expected = logits_of(TorchRunner(Simulated(model, "int8", "int8"), 16), model)
+    expected = logits_of(RoundedModel(model, "int8", "int8"), model)
     got = logits_of(native_model(model, 16, 1, instruction_set, "int8", "int8"), model)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
