@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from server.engine.sampling.order import DEFAULT_ORDER, SAMPLERS, applied_stages
-from server.engine.sampling.program import program_of
+from server.engine.sampling.order import DEFAULT_ORDER, MIROSTAT, SAMPLERS, SHAPING
+from server.engine.sampling.program import DrawValues, program_of
 from server.engine.sampling.ranges import (
     MAX_BAD_WORDS,
     MAX_BREAKERS,
@@ -116,13 +116,24 @@ class SamplingParams:
 
     @cached_property
     def stages(self) -> tuple[str, ...]:
-        """The stages that are applied, in turn. Worked out once, for choices are made at every step."""
-        return applied_stages(self)
+        """What is done to a row's logits, in turn. A greedy row is decided where the temperature stands.
+
+        Worked out once, for choices are made at every step.
+        """
+        listed = [name for name in self.samplers if name in SHAPING or not self.mirostat]
+        names = [name for name in listed if SAMPLERS[name].applies(self)]
+        if self.is_greedy:
+            names = names[: names.index("temperature") + 1]
+        return (*names, MIROSTAT) if self.mirostat else tuple(names)
 
     @cached_property
     def program(self) -> bytes | None:
         """The stages as the native sampler reads them; None when it does not know them all."""
-        return program_of(self)
+        if self.dynatemp_range > 0:
+            return None
+        penalties = self.repetition_penalty, self.frequency_penalty, self.presence_penalty
+        values = DrawValues(self.seed, self.top_k, *penalties, self.temperature, self.top_p, self.min_p)
+        return program_of(self.stages, values)
 
     @cached_property
     def is_constrained(self) -> bool:

@@ -47,7 +47,9 @@ class NativeSampler:
 
     def draw(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
         """The draw alone, from logits [rows, vocab] that all stages have been applied to."""
-        return self._tokens(logits, range(len(rows)), rows, [draw_alone(row.params) for row in rows])
+        return self._tokens(
+            logits, range(len(rows)), rows, [draw_alone(row.params.seed, row.params.is_greedy) for row in rows]
+        )
 
     def _decide_copied(self, logits: Tensor, places: Sequence[int], rows: Sequence[Row]) -> list[int]:
         """Rows with constraints, or with stages that only torch has."""

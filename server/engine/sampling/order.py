@@ -3,15 +3,11 @@
 Constraints (a grammar's mask, allowed and banned tokens, min_tokens, bad_words, no_repeat_ngram_size, logit_bias) are
 no stages: they always come first.
 
-A new strategy is a field and a range in `params`, a line here, a pure function with its line in `stages`, and a test.
+A new strategy is a field in `params` and its range, a line here, a pure function with its line in `stages`, and a test.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from server.engine.params import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -19,32 +15,34 @@ class Sampler:
     """A stage, short of what it does. One that does not shape the distribution cuts candidates off."""
 
     parameters: tuple[str, ...]
-    applies: Callable[["SamplingParams"], bool]
+    off: Mapping[str, float]  # it does nothing while these parameters have these values
     shapes: bool = False
+
+    def applies(self, params: object) -> bool:
+        """Whether it does anything to a row with such parameters, which are fields of `params`."""
+        return any(getattr(params, name) != value for name, value in self.off.items())
 
 
 _WINDOW = "repeat_last_n"
 _DRY = ("dry_multiplier", "dry_base", "dry_allowed_length", "dry_range", "dry_breakers")
 
 SAMPLERS: Mapping[str, Sampler] = {
-    "repetition_penalty": Sampler(("repetition_penalty", _WINDOW), lambda own: own.repetition_penalty != 1, True),
-    "frequency_penalty": Sampler(("frequency_penalty", _WINDOW), lambda own: own.frequency_penalty != 0, True),
-    "presence_penalty": Sampler(("presence_penalty", _WINDOW), lambda own: own.presence_penalty != 0, True),
-    "dry": Sampler(_DRY, lambda own: own.dry_multiplier > 0, True),
+    "repetition_penalty": Sampler(("repetition_penalty", _WINDOW), {"repetition_penalty": 1}, True),
+    "frequency_penalty": Sampler(("frequency_penalty", _WINDOW), {"frequency_penalty": 0}, True),
+    "presence_penalty": Sampler(("presence_penalty", _WINDOW), {"presence_penalty": 0}, True),
+    "dry": Sampler(_DRY, {"dry_multiplier": 0}, True),
     "temperature": Sampler(
-        ("temperature", "dynatemp_range", "dynatemp_exponent"),
-        lambda own: own.temperature != 1 or own.dynatemp_range > 0,
-        True,
+        ("temperature", "dynatemp_range", "dynatemp_exponent"), {"temperature": 1, "dynatemp_range": 0}, True
     ),
-    "top_n_sigma": Sampler(("top_n_sigma",), lambda own: own.top_n_sigma > 0),
-    "top_k": Sampler(("top_k",), lambda own: own.top_k > 0),
-    "typical_p": Sampler(("typical_p",), lambda own: own.typical_p < 1),
-    "epsilon_cutoff": Sampler(("epsilon_cutoff",), lambda own: own.epsilon_cutoff > 0),
-    "eta_cutoff": Sampler(("eta_cutoff",), lambda own: own.eta_cutoff > 0),
-    "top_a": Sampler(("top_a",), lambda own: own.top_a > 0),
-    "top_p": Sampler(("top_p",), lambda own: own.top_p < 1),
-    "min_p": Sampler(("min_p",), lambda own: own.min_p > 0),
-    "xtc": Sampler(("xtc_probability", "xtc_threshold"), lambda own: own.xtc_probability > 0),
+    "top_n_sigma": Sampler(("top_n_sigma",), {"top_n_sigma": 0}),
+    "top_k": Sampler(("top_k",), {"top_k": 0}),
+    "typical_p": Sampler(("typical_p",), {"typical_p": 1}),
+    "epsilon_cutoff": Sampler(("epsilon_cutoff",), {"epsilon_cutoff": 0}),
+    "eta_cutoff": Sampler(("eta_cutoff",), {"eta_cutoff": 0}),
+    "top_a": Sampler(("top_a",), {"top_a": 0}),
+    "top_p": Sampler(("top_p",), {"top_p": 1}),
+    "min_p": Sampler(("min_p",), {"min_p": 0}),
+    "xtc": Sampler(("xtc_probability", "xtc_threshold"), {"xtc_probability": 0}),
 }
 
 DEFAULT_ORDER = tuple(SAMPLERS)
@@ -63,12 +61,3 @@ MIROSTAT = "mirostat"
 def stages_of(parameter: str) -> tuple[str, ...]:
     """The stages that read a parameter; none for constraints and for what is no part of the choice."""
     return tuple(name for name, stage in SAMPLERS.items() if parameter in stage.parameters)
-
-
-def applied_stages(params: "SamplingParams") -> tuple[str, ...]:
-    """What is done to a row's logits, in turn. A greedy row is decided where the temperature stands."""
-    listed = [name for name in params.samplers if name in SHAPING or not params.mirostat]
-    names = [name for name in listed if SAMPLERS[name].applies(params)]
-    if params.is_greedy:
-        names = names[: names.index("temperature") + 1]
-    return (*names, MIROSTAT) if params.mirostat else tuple(names)

@@ -2,12 +2,10 @@
 
 import math
 import struct
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from server.engine.sampling.order import COLDEST, MIROSTAT
-
-if TYPE_CHECKING:
-    from server.engine.params import SamplingParams
+from server.engine.sampling.order import COLDEST
 
 # In the order of `DrawStage`, of which 0 is the end.
 _STAGES = ("repetition_penalty", "frequency_penalty", "presence_penalty", "temperature", "top_k", "top_p", "min_p")
@@ -15,19 +13,33 @@ _NUM_PENALTIES = 3
 _PROGRAM = struct.Struct("<Qq6f8s")
 
 
-def program_of(params: "SamplingParams") -> bytes | None:
+class DrawValues(NamedTuple):
+    """The parameters that the native sampler knows, as in `SamplingParams`."""
+
+    seed: int
+    top_k: int
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    temperature: float  # read only where it is a stage
+    top_p: float
+    min_p: float
+
+
+def program_of(stages: Sequence[str], values: DrawValues) -> bytes | None:
     """None where a stage is asked for that only torch has, or an order: penalties first, filters last."""
-    stages = params.stages
-    if params.dynatemp_range > 0 or MIROSTAT in stages or any(name not in _STAGES for name in stages):
+    if any(name not in _STAGES for name in stages):
         return None
     codes = [_STAGES.index(name) + 1 for name in stages]
     kinds = [(code > _NUM_PENALTIES) + (code > _NUM_PENALTIES + 1) for code in codes]
-    return _pack(params, bytes(codes)) if kinds == sorted(kinds) else None
+    if kinds != sorted(kinds):
+        return None
+    return _pack(values if "temperature" in stages else values._replace(temperature=1.0), bytes(codes))
 
 
-def draw_alone(params: "SamplingParams") -> bytes:
+def draw_alone(seed: int, is_greedy: bool) -> bytes:
     """The draw from logits that all stages have been applied to already."""
-    return _PROGRAM.pack(params.seed, 0, 1.0, 0.0, 0.0, 0.0 if params.is_greedy else 1.0, 1.0, 0.0, b"")
+    return _PROGRAM.pack(seed, 0, 1.0, 0.0, 0.0, 0.0 if is_greedy else 1.0, 1.0, 0.0, b"")
 
 
 def looks_back(program: bytes) -> bool:
@@ -35,18 +47,13 @@ def looks_back(program: bytes) -> bool:
     return 0 < program[_PROGRAM.size - 8] <= _NUM_PENALTIES
 
 
-def _pack(params: "SamplingParams", codes: bytes) -> bytes:
-    is_scaled = "temperature" in params.stages
-    temperature = 0.0 if params.is_greedy else max(params.temperature, COLDEST) if is_scaled else 1.0
+def _pack(values: DrawValues, codes: bytes) -> bytes:
+    # A temperature of 0 keeps the arg-max alone.
     return _PROGRAM.pack(
-        params.seed,
-        params.top_k,
-        params.repetition_penalty,
-        params.frequency_penalty,
-        params.presence_penalty,
-        temperature,
-        params.top_p,
-        _log_of_single(params.min_p),
+        *values[:5],
+        max(values.temperature, COLDEST) if values.temperature else 0.0,
+        values.top_p,
+        _log_of_single(values.min_p),
         codes,
     )
 
