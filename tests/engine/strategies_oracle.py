@@ -54,6 +54,13 @@ def entropy(row: Logits) -> float:
     return -math.fsum(p * math.log(p) for p in softmax(row) if p > 0)
 
 
+def logprobs(row: Logits) -> Logits:
+    """Of every token: where a cold row's probability is too small for a number, its logarithm is not."""
+    best = max(row)
+    total = math.fsum(math.exp(x - best) for x in row)
+    return [x - best - math.log(total) for x in row]
+
+
 def window(case: Case) -> tuple[list[int], list[int]]:
     """What of the history the penalties look at: all of it, and the part that is output."""
     last = case.params.repeat_last_n
@@ -140,8 +147,8 @@ def top_k(row: Logits, case: Case) -> Logits:
 
 
 def typical_p(row: Logits, case: Case) -> Logits:
-    p, mean = softmax(row), entropy(row)
-    distance = {token: abs(-math.log(p[token]) - mean) for token in candidates(row)}
+    p, known, mean = softmax(row), logprobs(row), entropy(row)
+    distance = {token: abs(-known[token] - mean) for token in candidates(row)}
     total = 0.0
     for limit in sorted(distance.values()):
         total = math.fsum(p[token] for token in distance if case.ranks(limit, distance[token]))
@@ -152,8 +159,8 @@ def typical_p(row: Logits, case: Case) -> Logits:
 
 def at_least(row: Logits, case: Case, limit: float) -> Logits:
     """Keep what has that probability, or the most likely."""
-    p = softmax(row)
-    return keep(row, lambda token: case.reaches(math.log(p[token]), math.log(limit)) or p[token] == max(p))
+    known = logprobs(row)
+    return keep(row, lambda token: case.reaches(known[token], math.log(limit)) or row[token] == max(row))
 
 
 def epsilon_cutoff(row: Logits, case: Case) -> Logits:
@@ -189,8 +196,8 @@ def coin(params: SamplingParams, position: int) -> float:
 def xtc(row: Logits, case: Case) -> Logits:
     if coin(case.params, case.position) >= case.params.xtc_probability:
         return row
-    p, limit = softmax(row), case.params.xtc_threshold
-    tops = [token for token in candidates(row) if limit == 0 or case.reaches(math.log(p[token]), math.log(limit))]
+    known, limit = logprobs(row), case.params.xtc_threshold
+    tops = [token for token in candidates(row) if limit == 0 or case.reaches(known[token], math.log(limit))]
     least = min((row[token] for token in tops), default=HIDDEN)
     return keep(row, lambda token: token not in tops or case.ranks(least, row[token]))
 
@@ -220,8 +227,8 @@ def mirostat_1(row: Logits, case: Case) -> Logits:
 
 def mirostat_2(row: Logits, case: Case) -> Logits:
     """Basu et al. 2021, algorithm 2: no token more surprising than mu."""
-    p = softmax(row)
-    return keep(row, lambda token: case.reaches(case.mu, -math.log2(p[token])) or p[token] == max(p))
+    known = logprobs(row)
+    return keep(row, lambda token: case.reaches(case.mu, -known[token] / math.log(2)) or row[token] == max(row))
 
 
 NEUTRAL = SamplingParams()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from sampler_oracle import HIDDEN, softmax
 from strategies_oracle import STAGES, Case, coin, decided
@@ -101,7 +101,12 @@ def test_each_stage_alone_is_the_oracles(stage: str, data: st.DataObject) -> Non
     check_against_oracle(data.draw(LOGITS), Case(params, prompt, output, position))
 
 
+# A dynamic temperature so cold that most probabilities are too small for a number.
+COLD = SamplingParams(temperature=0.0, dynatemp_range=0.25, typical_p=0.05)
+
+
 @settings(FAST, max_examples=400)
+@example(COLD, [7.5, *[0.0] * 12], ([], [], 0))
 @given(params_of(list(VALUES), st.one_of(st.just(DEFAULT_ORDER), ORDERS)), LOGITS, CASES)
 def test_all_stages_in_any_order_are_the_oracles(
     params: SamplingParams, logits: list[float], history: tuple[list[int], list[int], int]
