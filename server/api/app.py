@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.middleware.errors import ServerErrorMiddleware
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.api.auth import BearerAuth
 from server.api.body_bounds import BodyBounds
@@ -18,6 +18,7 @@ from server.api.chat_template import ChatTemplate
 from server.api.compare import compare_router
 from server.api.compare_request import CompareRequest
 from server.api.completions import completions_router
+from server.api.direct_routes import DirectRoutes, Endpoint
 from server.api.direct_send import keep_direct_send
 from server.api.engine_port import Engine
 from server.api.errors import respond_to_error
@@ -37,10 +38,16 @@ from server.errors import ServerError
 
 
 class Application(DocumentedApp):
-    """The outermost layer."""
+    """The outermost layer: the framework's application behind layers of our own, which it does not know."""
+
+    layers: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         keep_direct_send(scope, send)
+        await self.layers(scope, receive, send)
+
+    async def framework(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application as it would be without them."""
         await super().__call__(scope, receive, send)
 
 
@@ -77,18 +84,11 @@ def create_app(
         docs_url=None,  # the pages load their scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[
-            Middleware(RequestId, random_bits=random_bits),
-            # What nobody else catches. The framework's own place for it is outside, where answers get no request id.
-            Middleware(ServerErrorMiddleware, handler=respond_to_error),
-            Middleware(BearerAuth, api_keys=settings.api_keys),
-            Middleware(BodyBounds, max_bytes=MAX_BYTES_BEING_READ, read_seconds=READ_BODY_SECONDS),
-        ],
-        exception_handlers=dict.fromkeys((ServerError, HTTPException), respond_to_error),
+        exception_handlers=dict.fromkeys((ServerError, HTTPException, Exception), respond_to_error),
     )
+    generating = (completions_router(service), chat_router(service))
     for router in (
-        completions_router(service),
-        chat_router(service),
+        *generating,
         compare_router(service),
         models_router(service),
         tokenization_router(service),
@@ -97,7 +97,22 @@ def create_app(
     ):
         app.include_router(router)
     app.bodies = (CompletionRequest, ChatRequest, CompareRequest, TokenizeRequest, DetokenizeRequest)
+    app.layers = _layers(DirectRoutes(_endpoints(generating), app.framework), settings, random_bits)
     return app
+
+
+def _endpoints(routers: Sequence[APIRouter]) -> dict[str, Endpoint]:
+    """By path, what takes a request and gives the response."""
+    routes = [route for router in routers for route in router.routes]
+    return {route.path: route.endpoint for route in routes if isinstance(route, APIRoute)}
+
+
+def _layers(app: ASGIApp, settings: ApiSettings, random_bits: Callable[[], int]) -> ASGIApp:
+    """What every request passes through on its way to `app`, from the inside out."""
+    app = BodyBounds(app, MAX_BYTES_BEING_READ, READ_BODY_SECONDS)
+    app = BearerAuth(app, settings.api_keys)
+    app = ServerErrorMiddleware(app, respond_to_error)  # what nobody else catches
+    return RequestId(app, random_bits)
 
 
 def _package_version() -> str:
