@@ -1,6 +1,6 @@
 """From a checked request to the engine's sequences: parameters, limits, seeds. It knows no response shape."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -73,14 +73,17 @@ def prepare(
     seeds = [sequence.params.seed for sequence in sequences]
     options = _choice_options(asked, resolved)
     choices = [Choice(model.tokenizer, options) for _ in sequences]
-    in_force = {
-        **resolved.told(limits),
-        **guidance_in_force(asked, guided),
-        **_structured_in_force(asked),
-        "speculative": InForce(vars(speculation), "server" if asked.speculative is None else "request"),
-    }
+
+    def tell() -> Mapping[str, InForce]:
+        return {
+            **resolved.told(limits),
+            **guidance_in_force(asked, guided),
+            **_structured_in_force(asked),
+            "speculative": InForce(vars(speculation), "server" if asked.speculative is None else "request"),
+        }
+
     speculates = speculation.method != "off"
-    return Prepared(Admitted(prompts, n, seeds, in_force, speculates), sequences, choices)
+    return Prepared(Admitted(prompts, n, seeds, tell, speculates), sequences, choices)
 
 
 def _limits(

@@ -1,6 +1,6 @@
 """The application: routes, middleware and the error handler put together. It starts nothing."""
 
-import secrets
+import os
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -52,7 +52,7 @@ class Application(DocumentedApp):
 
 
 def _random_bits() -> int:
-    return secrets.randbits(64)
+    return int.from_bytes(os.urandom(8))
 
 
 def create_app(

@@ -1,5 +1,6 @@
 """The request's fields of beam search, to the engine's rules. It knows no prompt and no engine."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from server.api.json_guard import shown
@@ -70,12 +71,17 @@ def searching(resolved: Resolved, rules: BeamSearch, asked: GenerationRequest) -
         "diversity_penalty": rules.diversity_penalty,
     }
     left_out = {*_SAMPLING_ONLY, *_ORDERING}
-    in_force = {name: value for name, value in resolved.in_force.items() if name not in left_out} | {
-        name: InForce(value, "server" if getattr(asked, name) is None else "request") for name, value in fields.items()
-    }
-    if asked.num_beams is not None:
-        in_force["beam_width"] = InForce(rules.width, "request")
-    return replace(resolved, params=replace(resolved.params, **neutral), in_force=in_force)
+
+    def tell() -> Mapping[str, InForce]:
+        in_force = {name: value for name, value in resolved.in_force.items() if name not in left_out} | {
+            name: InForce(value, "server" if getattr(asked, name) is None else "request")
+            for name, value in fields.items()
+        }
+        if asked.num_beams is not None:
+            in_force["beam_width"] = InForce(rules.width, "request")
+        return in_force
+
+    return replace(resolved, params=replace(resolved.params, **neutral), tell=tell)
 
 
 def _width(asked: GenerationRequest, n: int) -> int | None:

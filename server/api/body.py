@@ -1,6 +1,6 @@
 """Reading a request body within its bound. It knows no schema."""
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from server.api.errors import ClientLeft
 from server.api.json_guard import parse_json_object, shown
@@ -20,14 +20,17 @@ async def _read(request: Request, max_bytes: int) -> bytes:
         raise _too_large(max_bytes)
     chunks: list[bytes] = []
     size = 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > max_bytes:
-                raise _too_large(max_bytes)
-            chunks.append(chunk)
-    except ClientDisconnect:
-        raise ClientLeft from None
+    has_more = True
+    while has_more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        chunks.append(chunk)
+        has_more = message.get("more_body", False)
     return b"".join(chunks)
 
 

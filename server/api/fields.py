@@ -34,9 +34,9 @@ def read_token_ids(parameter: str, value: object, limit: int | None = None) -> t
     if not isinstance(value, list):
         raise _invalid(parameter, value, "an array of token ids")
     _check_length(parameter, value, limit)
-    for index, item in enumerate(value):
-        if type(item) is not int or not 0 <= item < 2**31:
-            raise _invalid(f"{parameter}[{index}]", item, f"a token id between 0 and {2**31 - 1}")
+    if value and (set(map(type, value)) != {int} or min(value) < 0 or max(value) >= 2**31):
+        index, item = next(pair for pair in enumerate(value) if type(pair[1]) is not int or not 0 <= pair[1] < 2**31)
+        raise _invalid(f"{parameter}[{index}]", item, f"a token id between 0 and {2**31 - 1}")
     return tuple(value)
 
 

@@ -1,8 +1,9 @@
 """A request's fields to sampling parameters, with where each value came from. It knows no prompt text and no HTTP."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, cast
 
 from server.api.json_guard import shown
@@ -45,12 +46,17 @@ class Resolved:
 
     params: SamplingParams
     max_tokens: int | None  # None: the default
-    in_force: Mapping[str, InForce]  # by the request's field names
+    tell: Callable[[], Mapping[str, InForce]]
+
+    @cached_property
+    def in_force(self) -> Mapping[str, InForce]:
+        """By the request's field names; worked out for those who ask."""
+        return self.tell()
 
     def for_choice(self, index: int, max_tokens: int) -> SamplingParams:
         """Raises BadRequest when min_tokens exceeds max_tokens."""
         with _parameter_errors_as_bad_requests():
-            return replace(self.params, max_tokens=max_tokens, seed=derive_seed(self.params.seed, index))
+            return self.params.for_sequence(max_tokens, derive_seed(self.params.seed, index))
 
     def told(self, limits: Sequence[int]) -> Mapping[str, InForce]:
         """`in_force`, with the largest of the prompts' limits for a max_tokens that was left to the server."""
@@ -91,8 +97,7 @@ def resolve(
         )
         ending_tokens = (*params.stop_token_ids, *(() if params.ignore_eos else info.eos_token_ids))
         params.check_vocabulary(info.vocab_size, ending_tokens)
-    in_force = {FIELDS[name]: _as_sent(name, item) for name, item in chosen.items()} | _beside_sampling(asked)
-    return Resolved(params, _asked_max_tokens(asked), in_force)
+    return Resolved(params, _asked_max_tokens(asked), lambda: _told(chosen, asked))
 
 
 def _choose(layers: Sequence[tuple[Source, Values]]) -> dict[str, InForce]:
@@ -127,6 +132,10 @@ def _silence_stages(chosen: dict[str, InForce], own: Values) -> None:
             field = FIELDS[name]
             raise BadRequest(f"{field} is {shown(own[name])} but {reason}.", field, "invalid_value")
         chosen[name] = InForce(_SERVER[name], silencer.source)
+
+
+def _told(chosen: Mapping[str, InForce], asked: CompletionRequest | ChatRequest) -> dict[str, InForce]:
+    return {FIELDS[name]: _as_sent(name, item) for name, item in chosen.items()} | _beside_sampling(asked)
 
 
 def _as_sent(name: str, item: InForce) -> InForce:

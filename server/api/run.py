@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from msgspec import UNSET
@@ -23,8 +24,13 @@ class Admitted:
     prompts: Sequence[TokenizedPrompt]
     n: int
     seeds: Sequence[int]
-    in_force: Mapping[str, InForce]
+    tell: Callable[[], Mapping[str, InForce]]
     speculates: bool = False
+
+    @cached_property
+    def in_force(self) -> Mapping[str, InForce]:
+        """Every parameter; worked out for those who ask."""
+        return self.tell()
 
     def prompt_of(self, index: int) -> TokenizedPrompt:
         return self.prompts[index // self.n]

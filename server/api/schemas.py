@@ -43,6 +43,7 @@ FIELDS: Mapping[str, str] = {
     name: _OTHER_NAMES.get(name, name) for name in get_type_hints(SamplingParams) if name not in _WRITTEN_OUT
 }
 """The request's field for each sampling parameter."""
+_PARAMETERS = {field: name for name, field in FIELDS.items()}
 
 
 def _reader(read: Callable[[object], object], json_type: object) -> object:
@@ -138,10 +139,11 @@ class GenerationRequest(BeamFields, GuidanceFields, StructuredFields, SamplingFi
 
 def asked_parameters(request: GenerationRequest) -> Mapping[str, object]:
     """The sampling parameters a request sets, by their names in SamplingParams."""
-    own = {name: getattr(request, field) for name, field in FIELDS.items()}
-    if own["top_k"] == -1:  # others call "every token" so
+    sent = {_PARAMETERS[field]: getattr(request, field) for field in request.model_fields_set if field in _PARAMETERS}
+    own = {name: value for name, value in sent.items() if value is not None}
+    if own.get("top_k") == -1:  # others call "every token" so
         own["top_k"] = 0
-    return {name: value for name, value in own.items() if value is not None}
+    return own
 
 
 def asked_seed(request: GenerationRequest) -> int | None:

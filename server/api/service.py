@@ -24,6 +24,7 @@ class Service:
     clock: Callable[[], float]  # seconds since 1970
     random_bits: Callable[[], int]  # 64 of them
     recent: RecentAnswers = field(default_factory=RecentAnswers)
+    _fingerprints: dict[str, tuple[EngineInfo, str]] = field(default_factory=dict)  # by model, and of which engine
 
     def find_model(self, name: str | None) -> ServedModel:
         """The model served under `name`, or the first for None. Raises BadRequest (404) for a name not served."""
@@ -45,6 +46,12 @@ class Service:
     def system_fingerprint(self, model: ServedModel) -> str:
         """Differs where answers may: by checkpoint and torch (info.fingerprint), number formats, device and version."""
         info = self.engine_info(model)
+        known = self._fingerprints.get(model.name)
+        if known is None or known[0] is not info:
+            known = self._fingerprints[model.name] = (info, self._fingerprint(model, info))
+        return known[1]
+
+    def _fingerprint(self, model: ServedModel, info: EngineInfo) -> str:
         formats = f"{info.dtype}|{info.quantize}|{info.kv_cache}"
         identity = f"{model.name}|{info.fingerprint}|{formats}|{info.device}|{info.backend}|{self.version}"
         return "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -38,6 +38,9 @@ class StructuredFields(StrictModel):
     guided_grammar: object = None
 
 
+_NAMES = tuple(StructuredFields.model_fields)
+
+
 def read_grammar(asked: StructuredFields) -> Grammar | None:
     """The constraint a request asks for, or None. Raises BadRequest naming the field, what it holds and the limit."""
     constraining = _constraining(asked)
@@ -56,7 +59,9 @@ def grammar_refused(asked: StructuredFields, reason: str) -> BadRequest:
 
 def _constraining(asked: StructuredFields) -> dict[str, Grammar]:
     """The fields that ask for a grammar, which not every one does that is given."""
-    given = {name: value for name in StructuredFields.model_fields if (value := getattr(asked, name)) is not None}
+    if asked.model_fields_set.isdisjoint(_NAMES):
+        return {}
+    given = {name: value for name in _NAMES if (value := getattr(asked, name)) is not None}
     read = {name: _READERS[name](name, value) for name, value in given.items()}
     return {name: grammar for name, grammar in read.items() if grammar is not None}
 

@@ -1,7 +1,7 @@
 """How one sequence is to be decoded: the validated sampling parameters. Knows no torch and no HTTP."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 from server.engine.sampling.order import DEFAULT_ORDER, MIROSTAT, SAMPLERS, SHAPING
@@ -76,11 +76,12 @@ class SamplingParams:
     mirostat_eta: float = 0.1
 
     def __post_init__(self) -> None:
+        own = vars(self)
         for name, allowed in RANGES.items():
-            value = getattr(self, name)
+            value = own[name]
             if value is not None:
                 allowed.check(name, value)
-        Range(0, self.max_tokens).check("min_tokens", self.min_tokens)
+        _check_min_tokens(self.min_tokens, self.max_tokens)
         for token, bias in self.logit_bias:
             _BIAS.check(f"logit_bias[{token}]", bias)
         for name in ("logit_bias", "allowed_tokens", "banned_tokens", "stop_token_ids"):
@@ -88,6 +89,17 @@ class SamplingParams:
         check_sequences("bad_words", self.bad_words, 2 * MAX_BAD_WORDS)  # a word may have two spellings
         check_sequences("dry_breakers", self.dry_breakers, MAX_BREAKERS)
         _check_samplers(self.samplers)
+
+    def for_sequence(self, max_tokens: int, seed: int) -> "SamplingParams":
+        """These with another length and seed, which are taken as being in range. Nothing that is the same is checked
+        again: this is done for every sequence.
+
+        Raises ParameterError when min_tokens exceeds max_tokens.
+        """
+        _check_min_tokens(self.min_tokens, max_tokens)
+        own, made = vars(self), object.__new__(SamplingParams)
+        vars(made).update({name: own[name] for name in _FIELDS}, max_tokens=max_tokens, seed=seed)
+        return made
 
     def check_vocabulary(self, vocab_size: int, ending_tokens: Sequence[int] = ()) -> None:
         """Raises ParameterError when a listed token id is not one of the model's, or none is left to choose from.
@@ -152,7 +164,17 @@ class SamplingParams:
         }
 
 
+_FIELDS = tuple(field.name for field in fields(SamplingParams))
+
+
+def _check_min_tokens(min_tokens: int, max_tokens: int) -> None:
+    if min_tokens > max_tokens:
+        Range(0, max_tokens).check("min_tokens", min_tokens)
+
+
 def _check_samplers(samplers: Sequence[str]) -> None:
+    if samplers is DEFAULT_ORDER:
+        return
     for index, name in enumerate(samplers):
         if name not in SAMPLERS:
             raise ParameterError(f"samplers[{index}]", f"is {name[:80]!r}; it must be one of {', '.join(SAMPLERS)}")
