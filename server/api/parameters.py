@@ -1,7 +1,6 @@
 """A request's fields to sampling parameters, with where each value came from. It knows no prompt text and no HTTP."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, cast
@@ -55,8 +54,10 @@ class Resolved:
 
     def for_choice(self, index: int, max_tokens: int) -> SamplingParams:
         """Raises BadRequest when min_tokens exceeds max_tokens."""
-        with _parameter_errors_as_bad_requests():
+        try:
             return self.params.for_sequence(max_tokens, derive_seed(self.params.seed, index))
+        except ParameterError as error:
+            raise _bad_request(error) from None
 
     def told(self, limits: Sequence[int]) -> Mapping[str, InForce]:
         """`in_force`, with the largest of the prompts' limits for a max_tokens that was left to the server."""
@@ -88,15 +89,17 @@ def resolve(
     values: dict[str, Any] = {name: item.value for name, item in chosen.items()}  # as SamplingParams has them, or worse
     values["bad_words"] = bad_word_tokens(values["bad_words"], spellings)
     values["dry_breakers"] = breaker_tokens(values["dry_breakers"] if values["dry_multiplier"] else (), spellings)
-    with _parameter_errors_as_bad_requests():
-        params = SamplingParams(
-            max_tokens=_MAX_TOKENS,  # until the prompt's length is known
-            logprobs=num_logprobs(asked),
-            prompt_logprobs=_num_prompt_logprobs(asked),
-            **values,
-        )
+    values |= {
+        "max_tokens": _MAX_TOKENS,  # until the prompt's length is known
+        "logprobs": num_logprobs(asked),
+        "prompt_logprobs": _num_prompt_logprobs(asked),
+    }
+    try:
+        params = SamplingParams.of(values)
         ending_tokens = (*params.stop_token_ids, *(() if params.ignore_eos else info.eos_token_ids))
         params.check_vocabulary(info.vocab_size, ending_tokens)
+    except ParameterError as error:
+        raise _bad_request(error) from None
     return Resolved(params, _asked_max_tokens(asked), lambda: _told(chosen, asked))
 
 
@@ -207,11 +210,7 @@ def _asked_max_tokens(request: GenerationRequest) -> int | None:
     return old if new is None else new
 
 
-@contextmanager
-def _parameter_errors_as_bad_requests() -> Iterator[None]:
-    try:
-        yield
-    except ParameterError as error:
-        name, bracket, rest = error.parameter.partition("[")
-        field = FIELDS.get(name, name) + bracket + rest
-        raise BadRequest(f"{field}{str(error).removeprefix(error.parameter)}.", field, "invalid_value") from None
+def _bad_request(error: ParameterError) -> BadRequest:
+    name, bracket, rest = error.parameter.partition("[")
+    field = FIELDS.get(name, name) + bracket + rest
+    return BadRequest(f"{field}{str(error).removeprefix(error.parameter)}.", field, "invalid_value")

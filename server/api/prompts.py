@@ -58,12 +58,12 @@ async def tokenize_prompts(
 ) -> list[TokenizedPrompt]:
     """Raises BadRequest for an empty prompt, for text too long for the context and for ids the model does not have."""
     names = ["prompt"] if len(prompts) == 1 else [f"prompt[{index}]" for index in range(len(prompts))]
-    limit = TextLimit.of_context(model, info)
-    for name, prompt in zip(names, prompts, strict=True):
-        if isinstance(prompt, str):
-            limit.check(name, prompt)
-    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    encoded = iter(await tokenize(texts, model, add_special_tokens))
+    texts = {name: prompt for name, prompt in zip(names, prompts, strict=True) if isinstance(prompt, str)}
+    if texts:
+        limit = TextLimit.of_context(model, info)
+        for name, text in texts.items():
+            limit.check(name, text)
+    encoded = iter(await tokenize(list(texts.values()), model, add_special_tokens) if texts else ())
     result = []
     for name, prompt in zip(names, prompts, strict=True):
         if isinstance(prompt, str):

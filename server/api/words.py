@@ -52,6 +52,8 @@ async def read_spellings(model: ServedModel, requests: Sequence[GenerationReques
     spellings = Spellings(model)
     asked = [asked_parameters(request) for request in requests]
     words, breakers = _texts(asked, "bad_words"), _texts(asked, "dry_breakers")
+    if not words and not breakers:
+        return spellings
 
     def look_up() -> None:
         for word in words:

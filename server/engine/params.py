@@ -79,7 +79,7 @@ class SamplingParams:
         own = vars(self)
         for name, allowed in RANGES.items():
             value = own[name]
-            if value is not None:
+            if value is not _DEFAULTS[name] and value is not None:  # most are left as they are, which is in range
                 allowed.check(name, value)
         _check_min_tokens(self.min_tokens, self.max_tokens)
         for token, bias in self.logit_bias:
@@ -90,6 +90,15 @@ class SamplingParams:
         check_sequences("dry_breakers", self.dry_breakers, MAX_BREAKERS)
         _check_samplers(self.samplers)
 
+    @classmethod
+    def of(cls, values: Mapping[str, object]) -> "SamplingParams":
+        """As the constructor makes it of fields by name, which takes it longer than all else here together."""
+        made = object.__new__(cls)
+        vars(made).update(_DEFAULTS)
+        vars(made).update(values)
+        made.__post_init__()
+        return made
+
     def for_sequence(self, max_tokens: int, seed: int) -> "SamplingParams":
         """These with another length and seed, which are taken as being in range. Nothing that is the same is checked
         again: this is done for every sequence.
@@ -98,7 +107,9 @@ class SamplingParams:
         """
         _check_min_tokens(self.min_tokens, max_tokens)
         own, made = vars(self), object.__new__(SamplingParams)
-        vars(made).update({name: own[name] for name in _FIELDS}, max_tokens=max_tokens, seed=seed)
+        if len(own) > len(_DEFAULTS):  # what was worked out may depend on the seed
+            own = {name: own[name] for name in _DEFAULTS}
+        vars(made).update(own, max_tokens=max_tokens, seed=seed)
         return made
 
     def check_vocabulary(self, vocab_size: int, ending_tokens: Sequence[int] = ()) -> None:
@@ -164,7 +175,7 @@ class SamplingParams:
         }
 
 
-_FIELDS = tuple(field.name for field in fields(SamplingParams))
+_DEFAULTS: Mapping[str, object] = {field.name: field.default for field in fields(SamplingParams)}
 
 
 def _check_min_tokens(min_tokens: int, max_tokens: int) -> None:

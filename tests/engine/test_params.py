@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from server.engine.params import ParameterError, SamplingParams
+from server.engine.sampling.ranges import RANGES
 
 BASE = SamplingParams(max_tokens=9, min_tokens=3, temperature=0.5, top_k=7, seed=1, stop_token_ids=(4,))
 
@@ -22,3 +23,15 @@ def test_a_sequence_too_short_for_its_minimum_is_refused_as_by_the_constructor()
     with pytest.raises(ParameterError) as constructed:
         replace(BASE, max_tokens=2)
     assert str(made.value) == str(constructed.value)
+
+
+def test_parameters_by_name_are_those_of_the_constructor() -> None:
+    assert SamplingParams.of({"top_k": 7, "seed": 3}) == SamplingParams(top_k=7, seed=3)
+    with pytest.raises(ParameterError, match="top_k is -1"):
+        SamplingParams.of({"top_k": -1})
+
+
+def test_what_is_left_as_it_is_is_in_range() -> None:
+    for name, allowed in RANGES.items():
+        if (value := getattr(SamplingParams(), name)) is not None:
+            allowed.check(name, value)
