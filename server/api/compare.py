@@ -44,11 +44,13 @@ def compare_router(service: Service, clock: Callable[[], float] = time.monotonic
                 await unless_client_leaves(request, _finish(run))
                 _remember(service, cover, plans)
                 return await _whole(run, cover)
-            first = await unless_client_leaves(request, _first_events(run, cover))
-            events = _events(run, cover, first, lambda: _remember(service, cover, plans))
-            response = EventStream(events, generation.close)
+
+            async def begin() -> AsyncIterator[bytes]:
+                first = await _first_events(run, cover)
+                return _events(run, cover, first, lambda: _remember(service, cover, plans))
+
             stack.pop_all()
-            return response
+            return EventStream(begin, generation.close)
 
     return router
 

@@ -32,6 +32,7 @@ class DirectRoutes:
         request = Request(scope, receive, send)
         try:
             response = await endpoint(request)
-        except ServerError as error:
+            await response(scope, receive, send)
+        except ServerError as error:  # of a response: before it has sent anything
             response = await respond_to_error(request, error)
-        await response(scope, receive, send)
+            await response(scope, receive, send)

@@ -1,46 +1,57 @@
 """The response that carries server-sent events. It knows no event's meaning."""
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
-from sse_starlette import EventSourceResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.api.departure import WhileClientStays
 from server.api.direct_send import direct_send
 from server.api.errors import ClientLeft
 
+_HEADERS = (
+    (b"cache-control", b"no-store"),
+    (b"connection", b"keep-alive"),
+    (b"x-accel-buffering", b"no"),  # proxies pass events on as they come
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+)
 
-class EventStream(EventSourceResponse):
-    """Calls `on_end` when the response is over in whatever way, even if its first event was never asked for.
 
-    The library gives the head. Its way with each event (a timeout's scope, a copy, a log line, and `send` through every
-    middleware) cost more than all the rest of a token, and its group of tasks a quarter of a request; here events come
-    encoded, nothing is sent on a timer, and whoever runs the server drains it.
+class EventStream(Response):
+    """Calls `on_end` when the response is over in whatever way.
+
+    `begin` waits until there is something to show: what it raises can still be answered as an ordinary error. By then
+    everything else is there, as the time from the first token to the client is what it waits for.
+
+    Events come encoded, nothing is sent on a timer, and whoever runs the server drains it. A client that reads too
+    slowly is waited for; meanwhile no events are made.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
-        super().__init__(events, sep="\n", ping=0)  # no comment lines: only events
-        self._events = events
+    def __init__(self, begin: Callable[[], Awaitable[AsyncIterator[bytes]]], on_end: Callable[[], None]) -> None:
+        # The base class would render a body and work out the headers.
+        self.status_code = 200
+        self.raw_headers = list(_HEADERS)
+        self.background = None
+        self._begin = begin
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # In a task of its own: every wake-up of this one would pass through all the layers that wait for it.
-        telling = asyncio.create_task(self._tell(receive, send, direct_send(scope, send)))
-        try:
-            await telling
-        finally:
-            self._on_end()
-
-    async def _tell(self, receive: Receive, send: Send, send_event: Send) -> None:
         """Head and end pass through every layer, the events in between go straight to the server.
 
-        A client that reads too slowly is waited for; meanwhile no events are made. One that leaves is not missed.
+        Raises what `begin` raises, and ClientLeft if the client leaves before. One that leaves later is not missed.
         """
-        with contextlib.suppress(ClientLeft):
+        send_event = direct_send(scope, send)
+        has_begun = False
+        try:
             async with WhileClientStays(receive):
+                stream = await self._begin()
+                has_begun = True
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-                async for events in self._events:
+                async for events in stream:
                     await send_event({"type": "http.response.body", "body": events, "more_body": True})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except ClientLeft:
+            if not has_begun:
+                raise
+        finally:
+            self._on_end()

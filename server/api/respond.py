@@ -1,5 +1,6 @@
 """A prepared request to an HTTP response, whole or streamed, for completions and chat alike. It knows no parameter."""
 
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -43,7 +44,7 @@ def check_stream_options(asked: GenerationRequest) -> None:
 
 
 async def respond(request: Request, answering: Answering) -> Response:
-    """Open the generation, and see that it is closed, here or by the stream that is returned.
+    """Open the generation, and see that it is closed, here or by the stream that is returned, which has yet to begin.
 
     Raises what `Engine.open` and the run raise, and ClientLeft.
     """
@@ -56,11 +57,13 @@ async def respond(request: Request, answering: Answering) -> Response:
         if not answering.asked.stream:
             return await _whole(request, run, envelope, answering.shape)
         writer = EventWriter(_plan(answering, envelope), run)
-        first = await unless_client_leaves(request, first_events(run, writer))
-        events = event_stream(run, writer, first)
-        response = EventStream(events, generation.close)
+
+        async def begin() -> AsyncIterator[bytes]:
+            first = await first_events(run, writer)
+            return event_stream(run, writer, first)
+
         stack.pop_all()
-        return response
+        return EventStream(begin, generation.close)
 
 
 async def _whole(request: Request, run: Run, envelope: Envelope, shape: Shape) -> Response:
