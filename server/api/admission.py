@@ -25,6 +25,7 @@ from server.errors import BadRequest
 
 # Log-probabilities in one answer, over all its tokens, choices and alternatives: some ten megabytes of JSON.
 MAX_CANDIDATES = 131_072
+_NO_STOPS = StopStrings(())
 
 
 @dataclass(frozen=True)
@@ -58,17 +59,23 @@ def prepare(
         prompts, guided, lambda prompt: fit_max_tokens(prompt, resolved.max_tokens, is_chat, info.context_length)
     )
     _check_num_candidates(resolved.params, n, prompts, limits)
-    shared = SequenceRequest(
-        id=0,
-        prompt=(),
-        params=resolved.params,
-        cache_salt=cache_salt(tenant, asked.cache_salt),
-        speculation=speculation,
-        grammar=read_grammar(asked),
-        beams=rules,
-        trace=read_trace(asked.trace, info, has_beams=rules is not None),
-    )
-    sequences = _sequences(shared, resolved, n, prompts, guided, limits)
+    grammar, trace = read_grammar(asked), read_trace(asked.trace, info, has_beams=rules is not None)
+    salt = cache_salt(tenant, asked.cache_salt)
+    sequences = [
+        SequenceRequest(
+            id=index,
+            prompt=prompts[index // n].tokens,
+            params=resolved.for_choice(index, limits[index // n]),
+            cache_salt=salt,
+            speculation=speculation,
+            grammar=grammar,
+            guidance=None if guided is None else guided[index // n].guidance,
+            beams=None if rules is None else replace(rules, rank=index % n),
+            num_forked=prompts[index // n].num_forked,
+            trace=trace,
+        )
+        for index in range(n * len(prompts))
+    ]
     check_trace_size(info, sequences)
     seeds = [sequence.params.seed for sequence in sequences]
     options = _choice_options(asked, resolved)
@@ -96,32 +103,9 @@ def _limits(
     return [min(limit, fit(one.prompt)) for limit, one in zip(limits, guided, strict=True)]
 
 
-def _sequences(
-    shared: SequenceRequest,
-    resolved: Resolved,
-    n: int,
-    prompts: Sequence[TokenizedPrompt],
-    guided: Sequence[Guided] | None,
-    limits: Sequence[int],
-) -> list[SequenceRequest]:
-    """`shared` for every choice of every prompt."""
-    return [
-        replace(
-            shared,
-            id=index,
-            prompt=prompts[index // n].tokens,
-            params=resolved.for_choice(index, limits[index // n]),
-            guidance=None if guided is None else guided[index // n].guidance,
-            beams=None if shared.beams is None else replace(shared.beams, rank=index % n),
-            num_forked=prompts[index // n].num_forked,
-        )
-        for index in range(n * len(prompts))
-    ]
-
-
 def _choice_options(asked: CompletionRequest | ChatRequest, resolved: Resolved) -> ChoiceOptions:
     return ChoiceOptions(
-        StopStrings(asked.stop),
+        StopStrings(asked.stop) if asked.stop else _NO_STOPS,
         bool(asked.include_stop_str_in_output),
         resolved.params.min_tokens,
         partial(grammar_refused, asked),

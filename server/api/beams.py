@@ -6,6 +6,7 @@ from dataclasses import replace
 from server.api.json_guard import shown
 from server.api.parameters import InForce, Resolved
 from server.api.schemas import GenerationRequest
+from server.api.schemas_decoding import BeamFields
 from server.api.structured import grammar_refused, read_grammar
 from server.engine.params import ParameterError, SamplingParams
 from server.engine.sampling.order import PENALTIES, SAMPLERS
@@ -23,6 +24,8 @@ _SAMPLING_ONLY = (
 )
 
 
+_FIELDS = frozenset(BeamFields.model_fields)
+
 # What says which stages there are and in which order: of those that are left in a search, all, in their usual one.
 _ORDERING = ("samplers", "strategy")
 
@@ -33,6 +36,8 @@ def read_beams(asked: GenerationRequest, n: int) -> BeamSearch | None:
     Raises BadRequest for rules that contradict each other or have no search to apply to, for what only sampling looks
     at, and for what does not combine.
     """
+    if asked.model_fields_set.isdisjoint(_FIELDS):
+        return None
     width = _width(asked, n)
     if width is None:
         _check_no_rules(asked)

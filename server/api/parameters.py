@@ -36,9 +36,6 @@ class InForce:
     source: Source
 
 
-_SERVER_IN_FORCE: Mapping[str, InForce] = {name: InForce(_SERVER[name], "server") for name in FIELDS}
-
-
 @dataclass(frozen=True)
 class Resolved:
     """The sampling parameters of a request, short of what depends on the prompt and on which choice it is for."""
@@ -84,60 +81,63 @@ def resolve(
         ("preset", preset_values(asked.strategy)),
         ("request", own),
     )
-    chosen = _choose(layers)
-    _silence_stages(chosen, own)
-    values: dict[str, Any] = {name: item.value for name, item in chosen.items()}  # as SamplingParams has them, or worse
-    values["bad_words"] = bad_word_tokens(values["bad_words"], spellings)
-    values["dry_breakers"] = breaker_tokens(values["dry_breakers"] if values["dry_multiplier"] else (), spellings)
-    values |= {
-        "max_tokens": _MAX_TOKENS,  # until the prompt's length is known
-        "logprobs": num_logprobs(asked),
-        "prompt_logprobs": _num_prompt_logprobs(asked),
-    }
+    given = {name: value for _, values in layers for name, value in values.items()}
+    silenced = _silenced(given, own)
+    values: dict[str, Any] = given | {name: _SERVER[name] for name in silenced}  # as SamplingParams has them, or worse
+    if "bad_words" in values:
+        values["bad_words"] = bad_word_tokens(values["bad_words"], spellings)
+    if values.get("dry_multiplier"):
+        values["dry_breakers"] = breaker_tokens(values.get("dry_breakers", DEFAULT_BREAKERS), spellings)
+    else:
+        values.pop("dry_breakers", None)
+    values["max_tokens"] = _MAX_TOKENS  # until the prompt's length is known
+    values["logprobs"] = num_logprobs(asked)
+    values["prompt_logprobs"] = _num_prompt_logprobs(asked)
     try:
         params = SamplingParams.of(values)
         ending_tokens = (*params.stop_token_ids, *(() if params.ignore_eos else info.eos_token_ids))
         params.check_vocabulary(info.vocab_size, ending_tokens)
     except ParameterError as error:
         raise _bad_request(error) from None
-    return Resolved(params, _asked_max_tokens(asked), lambda: _told(chosen, asked))
+    return Resolved(params, _asked_max_tokens(asked), lambda: _told(layers, silenced, asked))
 
 
-def _choose(layers: Sequence[tuple[Source, Values]]) -> dict[str, InForce]:
-    """The server's defaults, each covered by the last of `layers` that has a value for it."""
-    chosen = dict(_SERVER_IN_FORCE)
-    for source, values in layers:
-        for name, value in values.items():
-            if name in chosen:
-                chosen[name] = InForce(value, source)
-    return chosen
+def _silenced(given: Values, own: Values) -> Mapping[str, str]:
+    """The parameters of stages that are left out, which get their neutral values: to the one that leaves them out.
 
-
-def _silence_stages(chosen: dict[str, InForce], own: Values) -> None:
-    """Give the parameters of stages that are left out their neutral values. Raises BadRequest for one asked for."""
-    samplers, mirostat = chosen["samplers"], chosen["mirostat"]
-    listed = set(cast(Sequence[str], samplers.value))
-    if not mirostat.value and listed.issuperset(SAMPLERS):
-        return
+    Raises BadRequest for one asked for.
+    """
+    samplers, mirostat = given.get("samplers"), given.get("mirostat")
+    if samplers is None and not mirostat:
+        return {}
+    listed = set(SAMPLERS if samplers is None else cast(Sequence[str], samplers))
+    silenced: dict[str, str] = {}
     for name in FIELDS:
         stages = stages_of(name)
         if not stages:
             continue
         if listed.isdisjoint(stages):
             reason = f"samplers leaves out {' and '.join(stages)}"
-            silencer = samplers
-        elif mirostat.value and SHAPING.isdisjoint(stages):
-            reason = f"mirostat is {shown(mirostat.value)}, which takes the place of {stages[0]}"
-            silencer = mirostat
+            silenced[name] = "samplers"
+        elif mirostat and SHAPING.isdisjoint(stages):
+            reason = f"mirostat is {shown(mirostat)}, which takes the place of {stages[0]}"
+            silenced[name] = "mirostat"
         else:
             continue
         if own.get(name, _SERVER[name]) != _SERVER[name]:
             field = FIELDS[name]
             raise BadRequest(f"{field} is {shown(own[name])} but {reason}.", field, "invalid_value")
-        chosen[name] = InForce(_SERVER[name], silencer.source)
+    return silenced
 
 
-def _told(chosen: Mapping[str, InForce], asked: CompletionRequest | ChatRequest) -> dict[str, InForce]:
+def _told(
+    layers: Sequence[tuple[Source, Values]], silenced: Mapping[str, str], asked: CompletionRequest | ChatRequest
+) -> dict[str, InForce]:
+    """The server's defaults, each covered by the last of `layers` that has a value for it."""
+    chosen = {name: InForce(_SERVER[name], "server") for name in FIELDS}
+    for source, values in layers:
+        chosen |= {name: InForce(value, source) for name, value in values.items()}
+    chosen |= {name: InForce(_SERVER[name], chosen[silencer].source) for name, silencer in silenced.items()}
     return {FIELDS[name]: _as_sent(name, item) for name, item in chosen.items()} | _beside_sampling(asked)
 
 

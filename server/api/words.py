@@ -15,6 +15,8 @@ Word = str | Tokens
 
 # The breakers of DRY's author, and of every engine that has it.
 DEFAULT_BREAKERS = ("\n", ":", '"', "*")
+# The fields without which there is nothing to look up.
+_WORDY = frozenset({"bad_words", "dry_multiplier", "dry_sequence_breakers"})
 # Of the time it takes to tokenize a word, what does not depend on its length, in characters.
 _PER_WORD = 10
 
@@ -50,10 +52,10 @@ class Spellings:
 async def read_spellings(model: ServedModel, requests: Sequence[GenerationRequest]) -> Spellings:
     """Look up what the requests hold. Much of it is done in a worker thread, so that other requests' streams go on."""
     spellings = Spellings(model)
+    if all(request.model_fields_set.isdisjoint(_WORDY) for request in requests):
+        return spellings
     asked = [asked_parameters(request) for request in requests]
     words, breakers = _texts(asked, "bad_words"), _texts(asked, "dry_breakers")
-    if not words and not breakers:
-        return spellings
 
     def look_up() -> None:
         for word in words:

@@ -1,6 +1,6 @@
 """How one sequence is to be decoded: the validated sampling parameters. Knows no torch and no HTTP."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -20,6 +20,9 @@ from server.engine.sampling.ranges import MAX_SEED as MAX_SEED
 from server.engine.sampling.ranges import MAX_TOKEN_LIST as MAX_TOKEN_LIST
 from server.engine.sampling.ranges import ParameterError as ParameterError
 
+_LISTS = frozenset(
+    {"logit_bias", "allowed_tokens", "banned_tokens", "stop_token_ids", "bad_words", "dry_breakers", "samplers"}
+)
 _BIAS = Range(-MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
 
 
@@ -76,12 +79,17 @@ class SamplingParams:
     mirostat_eta: float = 0.1
 
     def __post_init__(self) -> None:
+        self._check(_DEFAULTS.keys())
+
+    def _check(self, names: Set[str]) -> None:
+        """Raises ParameterError for the first fault of the fields so called; the others are as they are by default."""
         own = vars(self)
         for name, allowed in RANGES.items():
-            value = own[name]
-            if value is not _DEFAULTS[name] and value is not None:  # most are left as they are, which is in range
-                allowed.check(name, value)
+            if name in names and own[name] is not None:
+                allowed.check(name, own[name])
         _check_min_tokens(self.min_tokens, self.max_tokens)
+        if names.isdisjoint(_LISTS):
+            return
         for token, bias in self.logit_bias:
             _BIAS.check(f"logit_bias[{token}]", bias)
         for name in ("logit_bias", "allowed_tokens", "banned_tokens", "stop_token_ids"):
@@ -92,11 +100,11 @@ class SamplingParams:
 
     @classmethod
     def of(cls, values: Mapping[str, object]) -> "SamplingParams":
-        """As the constructor makes it of fields by name, which takes it longer than all else here together."""
+        """As the constructor, which takes longer: it sets every field by itself, and checks all of them."""
         made = object.__new__(cls)
         vars(made).update(_DEFAULTS)
         vars(made).update(values)
-        made.__post_init__()
+        made._check(values.keys())
         return made
 
     def for_sequence(self, max_tokens: int, seed: int) -> "SamplingParams":
