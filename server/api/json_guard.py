@@ -32,7 +32,7 @@ def parse_json_object(body: bytes) -> dict[str, object]:
     value = _parse(text)
     if not isinstance(value, dict):
         raise _invalid(f"The body must be a JSON object; it is {_kind(value)}.")
-    if _SURROGATE_ESCAPE.search(text):
+    if "\\u" in text and _SURROGATE_ESCAPE.search(text):
         _check_surrogates(value)
     return value
 

@@ -79,7 +79,8 @@ class SamplingParams:
     mirostat_eta: float = 0.1
 
     def __post_init__(self) -> None:
-        self._check(_DEFAULTS.keys())
+        own = vars(self)
+        self._check({name for name, default in _DEFAULTS.items() if own[name] != default})
 
     def _check(self, names: Set[str]) -> None:
         """Raises ParameterError for the first fault of the fields so called; the others are as they are by default."""
