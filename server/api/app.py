@@ -1,6 +1,5 @@
 """The application: routes, middleware and the error handler put together. It starts nothing."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +26,7 @@ from server.api.inside import inside_router
 from server.api.instruments import Instruments
 from server.api.models import models_router
 from server.api.openapi import DocumentedApp
+from server.api.random_bits import RandomBits
 from server.api.request_id import RequestId
 from server.api.schemas import CompletionRequest
 from server.api.schemas_chat import ChatRequest
@@ -51,24 +51,22 @@ class Application(DocumentedApp):
         await super().__call__(scope, receive, send)
 
 
-def _random_bits() -> int:
-    return int.from_bytes(os.urandom(8))
-
-
 def create_app(
     engine: Engine,
     models: Sequence[ServedModel],
     settings: ApiSettings,
     instruments: Instruments,
     clock: Callable[[], float] = time.time,
-    random_bits: Callable[[], int] = _random_bits,
+    random_bits: Callable[[], int] | None = None,
 ) -> FastAPI:
-    """The HTTP side of one server. `random_bits` gives 64 bits: seeds of requests without one, and ids.
+    """The HTTP side of one server. `random_bits` gives 64 bits: seeds of requests without one, and ids; by default the
+    system's.
 
     Raises ValueError when there is no model, two share a name, or a chat template is not valid.
     """
     if not models or len({model.name for model in models}) != len(models):
         raise ValueError("there must be at least one model, and no two of one name")
+    random_bits = random_bits or RandomBits()
     service = Service(
         engine=engine,
         models={model.name: model for model in models},

@@ -23,6 +23,9 @@ class Message(StrictModel):
     name: str | None = None
 
 
+_MESSAGE_FIELDS = frozenset(Message.model_fields)
+
+
 def read_messages(value: object) -> tuple[Message, ...]:
     """Raises BadRequest naming the message, e.g. messages[2].content[0].type."""
     if not isinstance(value, list) or not value:
@@ -50,8 +53,7 @@ class ChatRequest(GenerationRequest):
 def _read_message(where: str, value: object) -> Message:
     if not isinstance(value, Mapping):
         raise _invalid(where, value, "an object with role and content")
-    known = frozenset(Message.model_fields)
-    fields = keep_supported(value, known, MESSAGE_UNSUPPORTED, where + ".")
+    fields = keep_supported(value, _MESSAGE_FIELDS, MESSAGE_UNSUPPORTED, where + ".")
     if isinstance(fields.get("content"), list):
         fields["content"] = _join_parts(f"{where}.content", fields["content"])
     return validate(Message, fields, where + ".")

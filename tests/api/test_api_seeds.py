@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.api.random_bits import RandomBits
 from server.api.seeds import derive_seed
 
 SEEDS = st.integers(0, 2**64 - 1)
@@ -27,3 +28,10 @@ def test_derived_seeds_are_splitmix64() -> None:
         3203168211198807973,
         9817491932198370423,
     ]
+
+
+def test_random_bits_are_64_and_no_two_alike() -> None:
+    bits = RandomBits()
+    drawn = [bits() for _ in range(1000)]  # several batches
+    assert len(set(drawn)) == len(drawn)
+    assert 2**63 <= max(drawn) < 2**64
