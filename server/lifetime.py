@@ -15,7 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.engine_client import EngineClient
-from server.gathered_writes import GatheringProtocol
+from server.held_head import HoldingProtocol
 from server.logs import Event
 from server.supervisor import Supervisor
 
@@ -42,7 +42,7 @@ def build_http_server(app: ASGIApp, access_log: bool) -> HttpServer:
     return HttpServer(
         uvicorn.Config(
             app,
-            http=GatheringProtocol,
+            http=HoldingProtocol,
             ws="none",
             log_config=None,
             access_log=access_log,
