@@ -1,5 +1,6 @@
 """The response that carries server-sent events. It knows no event's meaning."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from starlette.responses import Response
@@ -36,11 +37,16 @@ class EventStream(Response):
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Head and end pass through every layer, the events in between go straight to the server.
+        """Raises what `begin` raises, and ClientLeft if the client leaves first. A later one is not missed."""
+        # In a task of its own: every wake-up of this one would pass through all the layers that wait for it.
+        telling = asyncio.create_task(self._tell(receive, send, direct_send(scope, send)))
+        try:
+            await telling
+        finally:
+            self._on_end()
 
-        Raises what `begin` raises, and ClientLeft if the client leaves before. One that leaves later is not missed.
-        """
-        send_event = direct_send(scope, send)
+    async def _tell(self, receive: Receive, send: Send, send_event: Send) -> None:
+        """Head and end pass through every layer, the events in between go straight to the server."""
         has_begun = False
         try:
             async with WhileClientStays(receive):
@@ -53,5 +59,3 @@ class EventStream(Response):
         except ClientLeft:
             if not has_begun:
                 raise
-        finally:
-            self._on_end()
