@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from server.engine_client import EngineClient
 from server.logs import Event
+from server.stream_protocol import stream_protocol
 from server.supervisor import Supervisor
 
 EXIT_OK = 0
@@ -41,7 +42,7 @@ def build_http_server(app: ASGIApp, access_log: bool) -> HttpServer:
     return HttpServer(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=stream_protocol(),
             ws="none",
             log_config=None,
             access_log=access_log,

@@ -34,6 +34,13 @@ class StepTimer:
         sequence.last_token_at = now
         sequence.num_output_tokens += num_tokens
 
+    def note_token(self, sequence: OpenSequence) -> None:
+        """A token has come for it, which is not its first."""
+        seconds = self._now - sequence.last_token_at
+        self._gaps[seconds] = self._gaps.get(seconds, 0) + 1
+        sequence.last_token_at = self._now
+        sequence.num_output_tokens += 1
+
     def timings(self) -> StepTimings:
         gaps = [TokenGap(seconds, num_tokens) for seconds, num_tokens in self._gaps.items()]
         return StepTimings(self._queue, self._prefill, self._first_token, gaps)

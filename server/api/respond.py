@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from server.api.admission import Prepared
 from server.api.departure import unless_client_leaves
+from server.api.direct_send import direct_body
 from server.api.event_stream import EventStream
 from server.api.recent import RecentAnswer
 from server.api.run import Run
@@ -18,6 +19,7 @@ from server.api.served_model import ServedModel
 from server.api.service import Service
 from server.api.shapes import Envelope, Shape
 from server.api.streaming import EventWriter, StreamPlan, event_stream, first_events
+from server.api.token_tap import Taps
 from server.errors import BadRequest
 
 
@@ -55,7 +57,9 @@ async def respond(request: Request, answering: Answering) -> Response:
         run = Run(prepared.admitted, generation, prepared.choices, lambda: _remember(answering, envelope.id))
         if not answering.asked.stream:
             return await _whole(request, run, envelope, answering.shape)
-        writer = EventWriter(_plan(answering, envelope), run)
+        body = direct_body(request.scope)
+        taps = None if body is None else Taps(generation, answering.model.whole_texts, body)
+        writer = EventWriter(_plan(answering, envelope), run, taps)
         first = await unless_client_leaves(request, first_events(run, writer))
         events = event_stream(run, writer, first)
         response = EventStream(events, generation.close)

@@ -110,6 +110,9 @@ class FakeGeneration:
             raise StopAsyncIteration
         return outputs
 
+    def tap(self, index: int, take: Callable[[int], bool] | None) -> None:
+        """Offers it nothing."""
+
     def stop(self, index: int) -> None:
         self.stopped.add(index)
 
