@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.admission import Prepared
-from server.api.departure import unless_client_leaves
+from server.api.departure import ClientWatch, unless_client_leaves
 from server.api.direct_send import direct_body
 from server.api.event_stream import EventStream
 from server.api.recent import RecentAnswer
@@ -60,9 +60,11 @@ async def respond(request: Request, answering: Answering) -> Response:
         body = direct_body(request.scope)
         taps = None if body is None else Taps(generation, answering.model.whole_texts, body)
         writer = EventWriter(_plan(answering, envelope), run, taps)
-        first = await unless_client_leaves(request, first_events(run, writer))
-        events = event_stream(run, writer, first)
-        response = EventStream(events, generation.close)
+        watch = ClientWatch(request.receive)
+        stack.callback(watch.close)
+        with watch:
+            first = await first_events(run, writer)
+        response = EventStream(event_stream(run, writer, first), watch, generation.close)
         stack.pop_all()
         return response
 

@@ -9,6 +9,7 @@ from msgspec import UNSET, UnsetType
 from server.api.answers import Answer, Usage
 from server.api.choice import Choice, Delta
 from server.api.errors import to_api_error
+from server.api.event_stream import Piece
 from server.api.event_template import MARK, EventTemplate
 from server.api.run import Run
 from server.api.shapes import Envelope, Shape
@@ -94,18 +95,18 @@ async def first_events(run: Run, writer: EventWriter) -> bytes:
     return events
 
 
-async def event_stream(run: Run, writer: EventWriter, first: bytes) -> AsyncIterator[bytes]:
+async def event_stream(run: Run, writer: EventWriter, first: bytes) -> AsyncIterator[Piece]:
     """`first`, then the events of every further step. A failure is the last event, and then there is no [DONE]."""
     events = first
     try:
         while not run.is_done:
             if events:
-                yield events
+                yield events, True
             events = writer.step(await run.step())
     except ServerError as error:
-        yield b"data: " + to_api_error(error).to_json() + b"\n\n"
+        yield b"data: " + to_api_error(error).to_json() + b"\n\n", False
         return
-    yield events + writer.ending()
+    yield events + writer.ending(), False
 
 
 def _event(answer: Answer) -> bytes:
