@@ -76,9 +76,9 @@ class Generation:
 
         What it takes, by returning true, the reader never sees: such a token costs no turn of the reader's task.
         """
-        if take is None:
-            self._taps.pop(index, None)
-        else:
+        self.sequences[index].tap = None
+        self._taps.pop(index, None)
+        if take is not None:
             self._taps[index] = take
 
     def stop(self, index: int) -> None:

@@ -17,8 +17,9 @@ class DirectBody(Protocol):
     def write(self, piece: bytes) -> bool:
         """To be called between the body's first piece and its last, with no `send` under way; it is over at once.
 
-        False, with nothing written, while the client reads too slowly or when it has gone: then `send` is the way,
-        which waits, or gives up.
+        The piece leaves in the event loop's next turn: ahead of what a task sends that is woken afterwards, but behind
+        what is sent in this turn. False, with nothing written, while the client reads too slowly or when it has gone:
+        then `send` is the way, which waits, or gives up.
         """
         ...
 
