@@ -183,12 +183,16 @@ class EngineClient:
         return wire_id
 
     def _take_plain(self, plain: PlainTokens, timer: StepTimer) -> None:
-        """Pass on what says no more than a token. This is done for every token of every stream."""
+        """Pass on what says no more than a token. As this is for every token of every stream, it notes times itself."""
+        now, gaps = timer.now, timer.gaps
         columns = zip(plain.ids, plain.tokens, plain.num_cached_tokens, plain.scheduled_at, strict=True)
         for id_, token, num_cached, scheduled_at in columns:
             sequence = self._sequences.get(id_)
             if sequence is not None and sequence.first_token_at is not None:
-                timer.note_token(sequence)
+                seconds = now - sequence.last_token_at
+                gaps[seconds] = gaps.get(seconds, 0) + 1
+                sequence.last_token_at = now
+                sequence.num_output_tokens += 1
                 if sequence.tap is None or not sequence.tap(token):
                     sequence.generation.deliver(sequence.index, SequenceOutput(id_, (token,)))
             else:
