@@ -44,7 +44,6 @@ class Taps:
     body: DirectBody
 
     def set(self, index: int, choice: Choice, template: EventTemplate) -> None:
-        """To be called whenever the choice has taken outputs in: a tap is only for one that is ready for any token."""
-        is_ready = choice.shows_at_once
-        take = TokenTap(choice.told, template, self.texts, self.body).take if is_ready else None
-        self.generation.tap(index, take)
+        """To be called whenever the choice has taken outputs in, for it may not be ready for any token any more."""
+        tap = TokenTap(choice.told, template, self.texts, self.body)
+        self.generation.tap(index, tap.take if choice.shows_at_once else None)
