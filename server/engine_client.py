@@ -17,7 +17,7 @@ from server.generation import Generation, OpenSequence
 from server.inspections import OpenInspections
 from server.logs import Event
 from server.origins import Origin, Origins
-from server.protocol import Addition, Commands, Inspect, Inspected, Refused, StepReport
+from server.protocol import Addition, Commands, Inspect, Inspected, PlainTokens, Refused, StepReport
 from server.records import Listener, Outcome, Rejection
 from server.timing import StepTimer, request_record, sequence_record
 
@@ -140,8 +140,9 @@ class EngineClient:
                     self._refuse(wire_id)
             case Inspected():
                 self._inspections.answer(message)
-            case StepReport(model, step):
+            case StepReport(model, step, plain):
                 timer = StepTimer(self._clock())
+                self._take_plain(plain, timer)
                 for output in step.outputs:
                     self._take(output, timer)
                 timings = timer.timings()
@@ -180,6 +181,23 @@ class EngineClient:
         self._additions.append(Addition(number, replace(request, id=wire_id)))
         self._flush_soon()
         return wire_id
+
+    def _take_plain(self, plain: PlainTokens, timer: StepTimer) -> None:
+        """Pass on what says no more than a token. As this is for every token of every stream, it notes times itself."""
+        now, gaps = timer.now, timer.gaps
+        columns = zip(plain.ids, plain.tokens, plain.num_cached_tokens, plain.scheduled_at, strict=True)
+        for id_, token, num_cached, scheduled_at in columns:
+            sequence = self._sequences.get(id_)
+            if sequence is not None and sequence.first_token_at is not None:
+                seconds = now - sequence.last_token_at
+                gaps[seconds] = gaps.get(seconds, 0) + 1
+                sequence.last_token_at = now
+                sequence.num_output_tokens += 1
+                if sequence.tap is None or not sequence.tap(token):
+                    sequence.generation.deliver(sequence.index, SequenceOutput(id_, (token,)))
+            else:
+                output = SequenceOutput(id_, (token,), num_cached_tokens=num_cached, scheduled_at=scheduled_at)
+                self._take(output, timer)
 
     def _take(self, output: SequenceOutput, timer: StepTimer) -> None:
         """Pass one sequence's output on to its reader."""

@@ -220,7 +220,7 @@ def _next_with_work(cores: Sequence[Core], turn: int) -> int | None:
 def _report(link: Link, number: int, core: Core, step: StepOutput) -> None:
     """Send what a step has to say, in as many reports as it takes. Who has more to say than one holds ends, alone."""
     try:
-        link.send(StepReport(number, step))
+        link.send(StepReport.of(number, step))
     except FrameTooLarge as error:
         if len(step.outputs) > 1:
             middle = len(step.outputs) // 2

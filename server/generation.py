@@ -11,6 +11,9 @@ from server.records import Outcome
 Delivered = tuple[int, SequenceOutput]
 """A sequence's index in its generation, and what a step added to it."""
 
+Tap = Callable[[int], bool]
+"""Takes a token, or returns false and leaves it to the reader."""
+
 
 @dataclass(slots=True, eq=False)
 class OpenSequence:
@@ -27,6 +30,7 @@ class OpenSequence:
     last_token_at: float = 0.0
     num_output_tokens: int = 0
     outcome: Outcome | None = None
+    tap: Tap | None = None  # there while it may take
 
 
 class Generation:
@@ -46,6 +50,7 @@ class Generation:
         self._is_closed = False
         self._failure: str | None = None
         self._unread: list[Delivered] = []
+        self._taps: dict[int, Tap] = {}
         # A bare future where an Event would do: this is done for every stream in every step.
         self._loop = asyncio.get_running_loop()
         self._waiting: asyncio.Future[None] | None = None
@@ -60,9 +65,21 @@ class Generation:
             if self.num_unfinished == 0:
                 raise StopAsyncIteration
             self._waiting = self._loop.create_future()
+            for index, take in self._taps.items():
+                self.sequences[index].tap = take
             await self._waiting
         unread, self._unread = self._unread, []
         return unread
+
+    def tap(self, index: int, take: Tap | None) -> None:
+        """While the reader waits, from its next wait on, offer `take` each output of a sequence that is only a token.
+
+        What it takes, by returning true, the reader never sees: such a token costs no turn of the reader's task.
+        """
+        self.sequences[index].tap = None
+        self._taps.pop(index, None)
+        if take is not None:
+            self._taps[index] = take
 
     def stop(self, index: int) -> None:
         """The reader needs no more of this sequence. One that has ended already keeps its outcome."""
@@ -101,7 +118,11 @@ class Generation:
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, None
-        if waiting is not None and not waiting.done():  # it is done where its reader was cancelled
+        if waiting is None:
+            return
+        for index in self._taps:
+            self.sequences[index].tap = None
+        if not waiting.done():  # it is done where its reader was cancelled
             waiting.set_result(None)
 
     def _end_if_open(self, sequence: OpenSequence, outcome: Outcome) -> None:

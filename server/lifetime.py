@@ -15,8 +15,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.engine_client import EngineClient
-from server.held_head import HoldingProtocol
 from server.logs import Event
+from server.stream_protocol import stream_protocol
 from server.supervisor import Supervisor
 
 EXIT_OK = 0
@@ -42,7 +42,7 @@ def build_http_server(app: ASGIApp, access_log: bool) -> HttpServer:
     return HttpServer(
         uvicorn.Config(
             app,
-            http=HoldingProtocol,
+            http=stream_protocol(),
             ws="none",
             log_config=None,
             access_log=access_log,

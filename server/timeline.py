@@ -22,6 +22,9 @@ MAX_SECONDS = 60.0
 MAX_STEPS = 4_096
 MAX_SEQUENCE_STEPS = 65_536
 
+# So many are packed together: one at a time, each would find the way there gone from the processor's caches.
+STEPS_AT_ONCE = 32
+
 # One process, the engine's; a thread for each model, as their steps never overlap but are easier to read apart.
 _ENGINE = 1
 
@@ -45,9 +48,11 @@ class Timeline:
     def __init__(self, models: Sequence[str]) -> None:
         self._steps: dict[str, deque[_Kept]] = {model: deque() for model in models}
         self._num_sequence_steps = dict.fromkeys(models, 0)
+        self._unpacked: list[tuple[str, StepStats]] = []
 
     def recent(self, model: str, seconds: float) -> list[StepStats]:
         """The steps that began within so many seconds before the last one ended, oldest first."""
+        self._pack_steps()
         steps = self._steps[model]
         if not steps:
             return []
@@ -55,6 +60,16 @@ class Timeline:
         return [_DECODER.decode(step.packed) for step in steps if step.started_at >= since]
 
     def on_step(self, model: str, stats: StepStats, timings: StepTimings) -> None:
+        self._unpacked.append((model, stats))
+        if len(self._unpacked) == STEPS_AT_ONCE:
+            self._pack_steps()
+
+    def _pack_steps(self) -> None:
+        for model, stats in self._unpacked:
+            self._keep(model, stats)
+        self._unpacked.clear()
+
+    def _keep(self, model: str, stats: StepStats) -> None:
         steps = self._steps[model]
         steps.append(_Kept(stats.started_at, _ended_at(stats), len(stats.sequences), _ENCODER.encode(stats)))
         self._num_sequence_steps[model] += len(stats.sequences)

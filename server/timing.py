@@ -10,11 +10,11 @@ class StepTimer:
     """Gathers what one step's outputs mean for those who wait. All times of a step are taken at one moment, `now`."""
 
     def __init__(self, now: float) -> None:
-        self._now = now
+        self.now = now
         self._queue: list[float] = []
         self._prefill: list[float] = []
         self._first_token: list[float] = []
-        self._gaps: dict[float, int] = {}  # seconds to the number of tokens that came after so many
+        self.gaps: dict[float, int] = {}  # seconds to the number of tokens that came after so many
 
     def note_scheduled(self, sequence: OpenSequence, scheduled_at: float) -> None:
         """The sequence has been run for the first time; engine and client read the same monotonic clock."""
@@ -23,19 +23,19 @@ class StepTimer:
 
     def note_tokens(self, sequence: OpenSequence, num_tokens: int) -> None:
         """Tokens have come for it. Several at once share the time since the last."""
-        now = self._now
+        now = self.now
         if sequence.first_token_at is None:
             sequence.first_token_at = now
             self._first_token.append(now - sequence.arrived_at)
             self._prefill.append(now - (sequence.scheduled_at or sequence.arrived_at))
         else:
             seconds = (now - sequence.last_token_at) / num_tokens
-            self._gaps[seconds] = self._gaps.get(seconds, 0) + num_tokens
+            self.gaps[seconds] = self.gaps.get(seconds, 0) + num_tokens
         sequence.last_token_at = now
         sequence.num_output_tokens += num_tokens
 
     def timings(self) -> StepTimings:
-        gaps = [TokenGap(seconds, num_tokens) for seconds, num_tokens in self._gaps.items()]
+        gaps = [TokenGap(seconds, num_tokens) for seconds, num_tokens in self.gaps.items()]
         return StepTimings(self._queue, self._prefill, self._first_token, gaps)
 
 

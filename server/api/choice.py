@@ -66,6 +66,8 @@ class Choice:
         self._ready_text: list[str] = []
         self._stop_reason: int | str | None = None
         self._beam_score: float | None = None
+        # Tokens already shown, one a step, by whoever asked whether it `shows_at_once`, and not yet accounted for.
+        self.told: list[int] = []
         self.prompt_logprobs: list[TokenLogprob] = []
         self.token_ids: list[int] = []  # of the answer: those already taken, and those ready to be
         self.num_tokens = 0  # generated, shown or not, up to and including the one that ended the choice
@@ -81,6 +83,8 @@ class Choice:
         """Take in one engine output. Raises EngineFailed when it reports that the sequence could not go on."""
         if self.finish:
             return
+        if self.told:
+            self._account_for_told()
         if output.prompt_logprobs:
             self.prompt_logprobs += output.prompt_logprobs
         if output.num_cached_tokens > self.num_cached_tokens:
@@ -98,11 +102,23 @@ class Choice:
             raise EngineFailed("The server gave the request up before it was finished.")
         self._end(output.finish_reason, output)
 
+    @property
+    def shows_at_once(self) -> bool:
+        """Whether a token of whole characters would add just these to what is shown, and nothing else would change."""
+        return self._never_holds and self._text.is_whole and not self.finish
+
     def take(self) -> Delta:
         """What became ready since the last call; falsy when nothing did."""
         text, self._ready_text = "".join(self._ready_text), []
         tokens, self._ready_tokens = tuple(self._ready_tokens), []
         return Delta(text, tokens, self.finish, self._stop_reason, self._beam_score)
+
+    def _account_for_told(self) -> None:
+        self._text.push(b"".join(map(self._tokenizer.token_bytes, self.told)))
+        self.token_ids += self.told
+        self.num_tokens += len(self.told)
+        self.drafting.add_plain(len(self.told))
+        self.told.clear()
 
     def _push_tokens(self, output: SequenceOutput) -> None:
         """Take in the tokens up to the one that completes a stop string."""

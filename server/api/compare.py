@@ -18,7 +18,7 @@ from server.api.compare_request import CompareRequest, read_compare_request
 from server.api.compare_run import CompareRun
 from server.api.departure import unless_client_leaves
 from server.api.errors import to_api_error
-from server.api.event_stream import EventStream
+from server.api.event_stream import EventStream, Piece
 from server.api.openapi import json_body
 from server.api.recent import RecentAnswer
 from server.api.service import Service
@@ -45,7 +45,7 @@ def compare_router(service: Service, clock: Callable[[], float] = time.monotonic
                 _remember(service, cover, plans)
                 return await _whole(run, cover)
 
-            async def begin() -> AsyncIterator[bytes]:
+            async def begin() -> AsyncIterator[Piece]:
                 first = await _first_events(run, cover)
                 return _events(run, cover, first, lambda: _remember(service, cover, plans))
 
@@ -93,19 +93,19 @@ async def _first_events(run: CompareRun, cover: _Cover) -> bytes:
     return events
 
 
-async def _events(run: CompareRun, cover: _Cover, first: bytes, on_done: Callable[[], None]) -> AsyncIterator[bytes]:
+async def _events(run: CompareRun, cover: _Cover, first: bytes, on_done: Callable[[], None]) -> AsyncIterator[Piece]:
     """`first`, the events of every further step, and the comparison itself. A failure of the whole is the last event,
     and then there is no [DONE]."""
-    yield first
+    yield first, True
     try:
         while not run.is_done:
             if events := _write(await run.step(), cover):
-                yield events
+                yield events, True
     except ServerError as error:
-        yield b"data: " + to_api_error(error).to_json() + b"\n\n"
+        yield b"data: " + to_api_error(error).to_json() + b"\n\n", False
         return
     on_done()
-    yield _event(await cover.ending(run, [], is_whole=False)) + b"data: [DONE]\n\n"
+    yield _event(await cover.ending(run, [], is_whole=False)) + b"data: [DONE]\n\n", False
 
 
 def _write(touched: Sequence[Lane], cover: _Cover) -> bytes:

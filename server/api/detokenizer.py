@@ -1,6 +1,24 @@
 """Tokens to text, a token at a time, losing nothing. It knows bytes only: no tokenizer, no stop string, no request."""
 
 import codecs
+from collections.abc import Callable
+
+import msgspec
+
+
+class WholeTexts(dict[int, bytes | None]):
+    """Tokens' texts as JSON, made once for all streams of a model; None for a token with a part of a character."""
+
+    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+        super().__init__()
+        self._token_bytes = token_bytes
+
+    def __missing__(self, token: int) -> bytes | None:
+        try:
+            self[token] = msgspec.json.encode(self._token_bytes(token).decode())
+        except UnicodeDecodeError:
+            self[token] = None
+        return self[token]
 
 
 class IncrementalText:
@@ -11,12 +29,12 @@ class IncrementalText:
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._is_whole = True  # no character has begun without its end
+        self.is_whole = True  # no character has begun without its end
         self.length = 0  # characters given out so far: the offset at which the next byte's character will stand
 
     def push(self, data: bytes) -> str:
         """The characters that `data` completes."""
-        if self._is_whole:  # as nearly always: then whole characters decode by themselves, at a tenth of the cost
+        if self.is_whole:  # as nearly always: then whole characters decode by themselves, at a tenth of the cost
             try:
                 text = data.decode()
                 self.length += len(text)
@@ -24,7 +42,7 @@ class IncrementalText:
             except UnicodeDecodeError:
                 pass
         text = self._decoder.decode(data)
-        self._is_whole = not self._decoder.getstate()[0]
+        self.is_whole = not self._decoder.getstate()[0]
         return self._count(text)
 
     def finish(self) -> str:

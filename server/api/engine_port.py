@@ -1,6 +1,6 @@
 """What the HTTP edge asks of whatever runs the models. It knows no process, no transport and no text."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Protocol
 
 from server.engine.inspection import Inspection
@@ -17,6 +17,11 @@ class Generation(Protocol):
         Each output comes with the index its sequence was opened with; the output's own id is the engine's. Ends after
         every sequence has its finish. Raises EngineFailed if the engine dies meanwhile.
         """
+        ...
+
+    def tap(self, index: int, take: Callable[[int], bool] | None) -> None:
+        """Whenever the reader waits from now on, an output of this sequence that is no more than a token may go to
+        `take` at once. What that takes, by returning true, the reader does not get. None: nothing may."""
         ...
 
     def stop(self, index: int) -> None:

@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.api.departure import WhileClientStays
+from server.api.departure import ClientWatch
 from server.api.direct_send import direct_send
 from server.api.errors import ClientLeft
+
+Piece = tuple[bytes, bool]
+"""Encoded events, and whether there is more to come."""
 
 _HEADERS = (
     (b"cache-control", b"no-store"),
@@ -28,7 +31,7 @@ class EventStream(Response):
     slowly is waited for; meanwhile no events are made.
     """
 
-    def __init__(self, begin: Callable[[], Awaitable[AsyncIterator[bytes]]], on_end: Callable[[], None]) -> None:
+    def __init__(self, begin: Callable[[], Awaitable[AsyncIterator[Piece]]], on_end: Callable[[], None]) -> None:
         # The base class would render a body and work out the headers.
         self.status_code = 200
         self.raw_headers = list(_HEADERS)
@@ -47,15 +50,18 @@ class EventStream(Response):
 
     async def _tell(self, receive: Receive, send: Send, send_event: Send) -> None:
         """Head and end pass through every layer, the events in between go straight to the server."""
+        watch = ClientWatch(receive)
         has_begun = False
         try:
-            async with WhileClientStays(receive):
+            with watch:
                 stream = await self._begin()
                 has_begun = True
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-                async for events in stream:
-                    await send_event({"type": "http.response.body", "body": events, "more_body": True})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                async for events, is_more in stream:
+                    message = {"type": "http.response.body", "body": events, "more_body": is_more}
+                    await (send_event if is_more else send)(message)
         except ClientLeft:
             if not has_begun:
                 raise
+        finally:
+            watch.close()

@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from server.api.admission import Prepared
 from server.api.departure import unless_client_leaves
-from server.api.event_stream import EventStream
+from server.api.direct_send import direct_body
+from server.api.event_stream import EventStream, Piece
 from server.api.recent import RecentAnswer
 from server.api.run import Run
 from server.api.schemas import GenerationRequest
@@ -19,6 +20,7 @@ from server.api.served_model import ServedModel
 from server.api.service import Service
 from server.api.shapes import Envelope, Shape
 from server.api.streaming import EventWriter, StreamPlan, event_stream, first_events
+from server.api.token_tap import Taps
 from server.errors import BadRequest
 
 
@@ -56,9 +58,11 @@ async def respond(request: Request, answering: Answering) -> Response:
         run = Run(prepared.admitted, generation, prepared.choices, lambda: _remember(answering, envelope.id))
         if not answering.asked.stream:
             return await _whole(request, run, envelope, answering.shape)
-        writer = EventWriter(_plan(answering, envelope), run)
+        body = direct_body(request.scope)
+        taps = None if body is None else Taps(generation, answering.model.whole_texts, body)
+        writer = EventWriter(_plan(answering, envelope), run, taps)
 
-        async def begin() -> AsyncIterator[bytes]:
+        async def begin() -> AsyncIterator[Piece]:
             first = await first_events(run, writer)
             return event_stream(run, writer, first)
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from server.api.detokenizer import WholeTexts
 from server.engine.params import SamplingParams
 
 T = TypeVar("T")
@@ -87,6 +88,11 @@ class ServedModel:
     def token_bytes(self) -> tuple[bytes, ...]:
         """Of every token, what it adds to the text; read out once, for words are looked for in all of them."""
         return tuple(self.tokenizer.token_bytes(token) for token in range(self.tokenizer.vocab_size))
+
+    @cached_property
+    def whole_texts(self) -> WholeTexts:
+        """Of tokens that streams had, what stands in their events."""
+        return WholeTexts(self.tokenizer.token_bytes)
 
 
 def load_served_model(name: str, checkpoint: Path, tokenizer: Tokenizer) -> ServedModel:

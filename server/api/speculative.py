@@ -52,6 +52,11 @@ class DraftTally:
             self.num_drafted[place] += 1
             self.num_accepted[place] += place < min(output.num_accepted, num_tokens)
 
+    def add_plain(self, num_steps: int) -> None:
+        """Take in steps that gave a token each, without drafts."""
+        self.num_steps += num_steps
+        self.num_tokens += num_steps
+
     @classmethod
     def total(cls, tallies: Iterable["DraftTally"]) -> "DraftTally":
         total = cls()

@@ -9,9 +9,11 @@ from msgspec import UNSET, UnsetType
 from server.api.answers import Answer, Usage
 from server.api.choice import Choice, Delta
 from server.api.errors import to_api_error
+from server.api.event_stream import Piece
 from server.api.event_template import MARK, EventTemplate
 from server.api.run import Run
 from server.api.shapes import Envelope, Shape
+from server.api.token_tap import Taps
 from server.errors import ServerError
 
 _DONE = b"data: [DONE]\n\n"
@@ -30,9 +32,11 @@ class StreamPlan:
 class EventWriter:
     """Turns what the choices gained into bytes: one event per choice, all of a step in one piece."""
 
-    def __init__(self, plan: StreamPlan, run: Run) -> None:
+    def __init__(self, plan: StreamPlan, run: Run, taps: Taps | None = None) -> None:
+        """With `taps`, what tells of a token alone may go past this."""
         self._plan = plan
         self._run = run
+        self._taps = taps
         self._begun: set[int] = set()
         self._templates: dict[int, EventTemplate] = {}  # by choice, for what tells of text alone
 
@@ -41,16 +45,10 @@ class EventWriter:
         events: list[bytes] = []
         for index in touched:
             choice = self._run.choices[index]
-            delta = choice.take()
-            if not delta:
-                continue
-            if index in self._templates and delta.finish is None:
-                events.append(self._templates[index].fill(delta.text))
-                continue
-            events += self._events(index, choice, delta)
-            if index not in self._begun:
-                self._begun.add(index)
-                self._prepare(index, choice)
+            if delta := choice.take():
+                events += self._tell(index, choice, delta)
+            if self._taps is not None and index in self._templates:
+                self._taps.set(index, choice, self._templates[index])
         return b"".join(events)
 
     def ending(self) -> bytes:
@@ -60,6 +58,15 @@ class EventWriter:
         usage = self._run.usage()
         last = self._plan.envelope.wrap(self._plan.shape.chunk_object, [], usage, is_first=False)
         return _event(last) + _DONE
+
+    def _tell(self, index: int, choice: Choice, delta: Delta) -> list[bytes]:
+        if index in self._templates and delta.finish is None:
+            return [self._templates[index].fill(delta.text)]
+        events = self._events(index, choice, delta)
+        if index not in self._begun:
+            self._begun.add(index)
+            self._prepare(index, choice)
+        return events
 
     def _events(self, index: int, choice: Choice, delta: Delta) -> list[bytes]:
         shape = self._plan.shape
@@ -88,18 +95,18 @@ async def first_events(run: Run, writer: EventWriter) -> bytes:
     return events
 
 
-async def event_stream(run: Run, writer: EventWriter, first: bytes) -> AsyncIterator[bytes]:
+async def event_stream(run: Run, writer: EventWriter, first: bytes) -> AsyncIterator[Piece]:
     """`first`, then the events of every further step. A failure is the last event, and then there is no [DONE]."""
     events = first
     try:
         while not run.is_done:
             if events:
-                yield events
+                yield events, True
             events = writer.step(await run.step())
     except ServerError as error:
-        yield b"data: " + to_api_error(error).to_json() + b"\n\n"
+        yield b"data: " + to_api_error(error).to_json() + b"\n\n", False
         return
-    yield events + writer.ending()
+    yield events + writer.ending(), False
 
 
 def _event(answer: Answer) -> bytes:

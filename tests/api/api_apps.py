@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 from fake_engine import ByteTokenizer
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from server.admission import QueueLimits
 from server.api.app import create_app
@@ -43,5 +44,5 @@ def with_template(source: str) -> ServedModel:
     return replace(MODEL, chat_template=source)
 
 
-def client_of(app: FastAPI, **headers: str) -> httpx.AsyncClient:
+def client_of(app: ASGIApp, **headers: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://tiny", headers=headers)

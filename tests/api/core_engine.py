@@ -1,6 +1,6 @@
 """A real engine core under the HTTP edge, in the same process: steps are taken when somebody waits for them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -72,6 +72,9 @@ class CoreGeneration:
         self._outputs.append((self._index_of[output.id], output))
         if output.finish_reason is not None:
             del self._index_of[output.id]
+
+    def tap(self, index: int, take: Callable[[int], bool] | None) -> None:
+        """Offers it nothing."""
 
     def stop(self, index: int) -> None:
         self._abort([id_ for id_, own in self._index_of.items() if own == index])

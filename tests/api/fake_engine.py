@@ -88,6 +88,7 @@ class FakeGeneration:
         self._scripts = [list(script) for script in scripts]
         self._engine = engine
         self._num_steps = 0
+        self._taps: dict[int, Callable[[int], bool]] = {}
         self.stopped: set[int] = set()
         self.num_closes = 0
         self.closed = asyncio.Event()
@@ -108,7 +109,17 @@ class FakeGeneration:
                     outputs.append((index, script.pop(0)))
         if not outputs:
             raise StopAsyncIteration
-        return outputs
+        return [each for each in outputs if not self._is_tapped(*each)] or await anext(self)
+
+    def _is_tapped(self, index: int, output: SequenceOutput) -> bool:
+        is_plain = output == SequenceOutput(output.id, output.tokens) and len(output.tokens) == 1
+        return is_plain and index in self._taps and self._taps[index](output.tokens[0])
+
+    def tap(self, index: int, take: Callable[[int], bool] | None) -> None:
+        """For the outputs of the reader's next wait on, each alone."""
+        self._taps.pop(index, None)
+        if take is not None:
+            self._taps[index] = take
 
     def stop(self, index: int) -> None:
         self.stopped.add(index)

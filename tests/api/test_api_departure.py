@@ -9,7 +9,7 @@ from api_requests import Json
 from fake_engine import FakeEngine
 from starlette.types import Message, Scope
 
-from server.api.departure import WhileClientStays
+from server.api.departure import ClientWatch
 from server.api.errors import ClientLeft
 
 pytestmark = pytest.mark.anyio
@@ -127,14 +127,13 @@ async def test_a_client_that_reads_slowly_is_waited_for() -> None:
     assert len(written) == 1
     client.reads.set()
     await asyncio.wait_for(client.exchange, 5)
-    assert client.messages[-2]["body"].endswith(b"data: [DONE]\n\n")
+    assert client.messages[-1]["body"].endswith(b"data: [DONE]\n\n")
 
 
 async def test_work_ends_where_the_clients_presence_cannot_be_told(caplog: pytest.LogCaptureFixture) -> None:
     async def receive() -> Message:
         raise RuntimeError("the connection's state is lost")
 
-    with pytest.raises(ClientLeft):
-        async with WhileClientStays(receive):
-            await asyncio.wait_for(asyncio.Event().wait(), 5)
+    with pytest.raises(ClientLeft), ClientWatch(receive):
+        await asyncio.wait_for(asyncio.Event().wait(), 5)
     assert "the connection's state is lost" in caplog.text

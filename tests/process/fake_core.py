@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from server.engine.inspection import Inspection
 from server.engine.params import SamplingParams
 from server.engine.types import EngineInfo, SequenceOutput, SequenceRequest, StepOutput, StepStats
+from server.protocol import StepReport
 
 VOCAB_SIZE = 1000
 CRASH_TOKEN = 900  # in a prompt: the step that runs it raises
@@ -34,6 +35,17 @@ def token_at(prompt: Sequence[int], position: int) -> int:
 def expected_tokens(prompt: Sequence[int], max_tokens: int) -> list[int]:
     """All that a sequence must get."""
     return [token_at(prompt, position) for position in range(max_tokens)]
+
+
+def outputs_of(report: StepReport) -> list[SequenceOutput]:
+    """All that a report holds, as the core made it."""
+    plain = report.plain
+    columns = zip(plain.ids, plain.tokens, plain.num_cached_tokens, plain.scheduled_at, strict=True)
+    as_made = [
+        SequenceOutput(id_, (token,), num_cached_tokens=num_cached, scheduled_at=scheduled_at)
+        for id_, token, num_cached, scheduled_at in columns
+    ]
+    return [*as_made, *report.step.outputs]
 
 
 class FakeCore:

@@ -535,3 +535,82 @@ def test_the_client_and_a_core_agree_on_every_token() -> None:
         assert tokens == {n: expected_tokens(prompt, 9) for n, prompt in enumerate(prompts)}
 
     run(test)
+
+
+def plain_step(bench: Bench, *outputs: SequenceOutput) -> None:
+    """A step as it comes over the wire."""
+    bench.client.receive(StepReport.of(0, StepOutput(outputs, STATS)))
+
+
+def test_a_tap_takes_plain_tokens_while_the_reader_waits_and_the_reader_gets_all_else() -> None:
+    async def test() -> None:
+        bench = Bench().connect()
+        generation = bench.open(2)
+        told: list[object] = []
+
+        def take(token: int) -> bool:
+            told.extend([token] if token % 2 else [])
+            return bool(token % 2)
+
+        async def reader() -> None:
+            async for item in generation:
+                told.append([(index, output.tokens) for index, output in item])
+
+        generation.tap(0, take)
+        reading = asyncio.create_task(reader())
+        await asyncio.sleep(0)
+        plain_step(bench, output(0, 1), output(1, 1))  # a first token never is the tap's
+        plain_step(bench, output(0, 3))  # the reader is not back yet
+        await asyncio.sleep(0)
+        plain_step(bench, output(0, 5))
+        plain_step(bench, output(0, 7))
+        plain_step(bench, output(0, 8))
+        plain_step(bench, output(0, 9))  # behind one that was refused
+        await asyncio.sleep(0)
+        plain_step(bench, output(0, 11), output(1, 13, finish="length"))
+        await asyncio.sleep(0)
+        generation.tap(0, None)
+        plain_step(bench, output(0, 15))
+        await asyncio.sleep(0)
+        plain_step(bench, output(0, 17))
+        plain_step(bench, output(0, 19, finish="length"))
+        await reading
+        assert told == [
+            [(0, (1,)), (1, (1,)), (0, (3,))],
+            5,
+            7,
+            [(0, (8,)), (0, (9,))],
+            11,
+            [(1, (13,))],
+            [(0, (15,))],
+            [(0, (17,)), (0, (19,))],
+        ]
+
+    run(test)
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3)), max_size=6), max_size=12))
+@settings(deadline=None)
+def test_the_books_are_the_same_however_outputs_come(steps: list[list[tuple[int, int]]]) -> None:
+    async def books(bench: Bench, is_tapped: bool) -> tuple[object, ...]:
+        bench.connect()
+        generation = bench.open(4)
+        reading = asyncio.create_task(read(generation))
+        for index in range(4):
+            generation.tap(index, (lambda token: True) if is_tapped else None)
+        for seconds, step in enumerate(steps):
+            await asyncio.sleep(0)
+            bench.clock.now += seconds
+            outputs = [output(id_, *range(num_tokens)) for id_, num_tokens in dict(step).items()]
+            (plain_step if is_tapped else Bench.step)(bench, *outputs)
+        bench.step(*(output(id_, 5, finish="length") for id_ in range(4)))
+        await reading
+        gaps = [{gap.seconds: gap.num_tokens for gap in timings.gaps} for _, _, timings in bench.recorder.steps]
+        firsts = [sorted(timings.first_token_seconds) for _, _, timings in bench.recorder.steps]
+        queued = [sorted(timings.queue_seconds) for _, _, timings in bench.recorder.steps]
+        return gaps, firsts, queued, bench.recorder.finished, bench.recorder.requests
+
+    async def test() -> None:
+        assert await books(Bench(), is_tapped=True) == await books(Bench(), is_tapped=False)
+
+    run(test)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
-from fake_core import CRASH_TOKEN, INFO, REFUSED_TOKEN, FakeCore, expected_tokens, request
+from fake_core import CRASH_TOKEN, INFO, REFUSED_TOKEN, FakeCore, expected_tokens, outputs_of, request
 
 from server import engine_loop, framing
 from server.engine.config import EngineConfig
@@ -70,7 +70,7 @@ class Far:
                 unfinished -= set(message.ids)
                 continue
             assert isinstance(message, StepReport)
-            for output in message.step.outputs:
+            for output in outputs_of(message):
                 outputs.setdefault(output.id, []).append(output)
                 unfinished -= {output.id} if output.finish_reason else set()
         return outputs
@@ -123,7 +123,7 @@ def test_one_step_is_one_message(start: Callable[..., Far]) -> None:
     far = start(core)
     far.add(*(request([n], 20, id_=n) for n in range(8)))
     reports = [far.receive() for _ in range(20)]
-    assert all(isinstance(report, StepReport) and len(report.step.outputs) == 8 for report in reports)
+    assert all(isinstance(report, StepReport) and len(outputs_of(report)) == 8 for report in reports)
     assert core.num_steps == 20
 
 
@@ -135,11 +135,11 @@ def test_a_step_too_large_for_a_message_is_told_in_several_and_counted_once(
     requests = [request([n], 1200, id_=n) for n in range(8)]
     far.add(*requests)
     reports: list[StepReport] = []
-    while sum(len(report.step.outputs) for report in reports) < 8:
+    while sum(len(outputs_of(report)) for report in reports) < 8:
         report = far.receive()
         assert isinstance(report, StepReport)
         reports.append(report)
-    outputs = [output for report in reports for output in report.step.outputs]
+    outputs = [output for report in reports for output in outputs_of(report)]
     assert [list(output.tokens) for output in outputs] == [expected_tokens(one.prompt, 1200) for one in requests]
     assert [output.finish_reason for output in outputs] == ["length"] * 8
     assert len(reports) > 2

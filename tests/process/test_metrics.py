@@ -57,6 +57,14 @@ def busy() -> Metrics:
     return metrics
 
 
+def test_every_step_is_in_the_next_rendering() -> None:
+    metrics = Metrics(["a", "b"])
+    for num_steps in range(1, 100):
+        metrics.on_step("a", STATS, StepTimings())
+        if num_steps % 7 == 0:
+            assert value(metrics, "minigpt_step_duration_seconds_count", model="a") == num_steps
+
+
 def test_names_and_types_follow_the_rules_of_prometheus() -> None:
     text = busy().render().decode()
     for name, kind in re.findall(r"^# TYPE (minigpt_\S+) (\S+)$", text, re.MULTILINE):

@@ -2,10 +2,11 @@
 
 import msgspec
 import pytest
-from fake_core import INFO, FakeCore, request
+from fake_core import INFO, FakeCore, outputs_of, request
 
 from server.engine.config import EngineConfig
 from server.engine.params import MAX_SEED, SamplingParams
+from server.engine.tracing_types import TokenTrace
 from server.engine.types import SequenceOutput, SequenceRequest, StepOutput, TokenLogprob
 from server.framing import FrameReader
 from server.protocol import (
@@ -63,6 +64,7 @@ def test_the_engine_hears_what_was_said(message: ToEngine) -> None:
     assert decode_to_engine(payload) == message
 
 
+TRACE = TokenTrace(0.5, (1,), (-0.5,), -0.5, 1, (), 1.0, 1, None, None)
 LOGPROB = TokenLogprob(5, float("-inf"), 1000, (1, 2), (-0.25, -1e-30))
 
 
@@ -84,6 +86,26 @@ LOGPROB = TokenLogprob(5, float("-inf"), 1000, (1, 2), (-0.25, -1e-30))
 def test_the_client_hears_what_was_said(message: FromEngine) -> None:
     (payload,) = FrameReader().feed(encode(message))
     assert decode_from_engine(payload) == message
+
+
+def test_outputs_that_are_only_a_token_travel_in_columns_and_arrive_as_they_were() -> None:
+    plain = [SequenceOutput(n, (n + 1,), num_cached_tokens=16 * n, scheduled_at=0.25 * n) for n in range(3)]
+    others = [
+        SequenceOutput(3),
+        SequenceOutput(4, (1, 2)),
+        SequenceOutput(5, (1,), (LOGPROB,)),
+        SequenceOutput(6, (1,), (), (LOGPROB,)),
+        SequenceOutput(7, (1,), finish_reason="stop", stop_token=1),
+        SequenceOutput(8, (1,), num_drafted=1),
+        SequenceOutput(9, (1,), traces=(TRACE,)),
+    ]
+    step = StepOutput((others[0], *plain, *others[1:]), FakeCore().step().stats)
+    (payload,) = FrameReader().feed(encode(StepReport.of(1, step)))
+    report = decode_from_engine(payload)
+    assert isinstance(report, StepReport)
+    assert outputs_of(report) == [*plain, *others]
+    assert report.plain.ids == (0, 1, 2)
+    assert (report.model, report.step.stats) == (1, step.stats)
 
 
 def test_parameters_out_of_range_do_not_pass_the_wire() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from fake_core import CRASH_TOKEN, expected_tokens, request
+from fake_core import CRASH_TOKEN, expected_tokens, outputs_of, request
 from recorder import Recorder
 
 from server.admission import QueueLimits
@@ -263,7 +263,7 @@ def test_a_client_that_leaves_frees_its_place_within_a_step(monkeypatch: pytest.
             assert await anext(waiting)
             # The step that reports the abort is the one that gave the place to the next.
             (freed,) = [report for report in reports if SequenceOutput(0, finish_reason="abort") in report.step.outputs]
-            assert 8 in [output.id for output in freed.step.outputs]
+            assert 8 in [output.id for output in outputs_of(freed)]
             for generation in (*generations, waiting):
                 generation.close()
 
