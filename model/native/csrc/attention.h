@@ -5,6 +5,19 @@
 
 namespace ISA {
 
+// The keys of the unit that a thread attends to after this one: it fetches them meanwhile.
+struct NextKeys {
+    const char* head;  // of block 0
+    const int32_t* blocks;
+    int64_t block_bytes, count;
+
+    // Of a key counted from the unit's first; of the first where there is none.
+    const char* at(int64_t key) const {
+        const int64_t block = key / kBlockSize;
+        return head + blocks[block < count ? block : 0] * block_bytes;
+    }
+};
+
 template <int R>
 struct QueryTile {
     int64_t positions[R];
@@ -89,18 +102,23 @@ inline float softmax_row(const float* scores, E* weights, int64_t count) {
 // V * 16 dimensions from `dim` on of the weighted values.
 template <int R, int V, class E>
 void value_tile(const StepContext& c, int64_t layer, int64_t kv_head, const int32_t* blocks, const QueryTile<R>& tile,
+                const NextKeys& following,
                 const E* const (&weights)[R], const float (&factors)[R], int64_t dim, E* const (&outs)[R]) {
     F16 sums[R][V];
     clear(sums);
     const int64_t padded = c.cache.padded_head_dim;
     for (int64_t key = tile.first_key; key < tile.end_key; key += kBlockSize) {
+        const char* soon = following.at(key - tile.first_key) + dim * kBlockSize * static_cast<int64_t>(sizeof(E));
         const E* values = value_part<E>(c, layer, blocks[key / kBlockSize], kv_head);
         const E* columns[V];
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) columns[v] = values + (dim + 16 * v) * kPair<E>;
 #pragma GCC unroll 1
-        for (int64_t i = 0; i < kBlockSize; i += kPair<E>)
+        for (int64_t i = 0; i < kBlockSize; i += kPair<E>, soon += V * 64) {
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) __builtin_prefetch(soon + v * 64, 0, 2);
             accumulate_dot<R, V, E>(sums, weights, key - tile.first_key + i, columns, i * padded);
+        }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
@@ -113,10 +131,10 @@ void value_tile(const StepContext& c, int64_t layer, int64_t kv_head, const int3
 
 template <int R, int V, class E>
 inline void value_vectors(int64_t vectors, const StepContext& c, int64_t layer, int64_t kv_head, const int32_t* blocks,
-                          const QueryTile<R>& tile, const E* const (&weights)[R], const float (&factors)[R], int64_t dim,
-                          E* const (&outs)[R]) {
-    if (vectors >= V) return value_tile<R, V, E>(c, layer, kv_head, blocks, tile, weights, factors, dim, outs);
-    if constexpr (V > 1) value_vectors<R, V - 1, E>(vectors, c, layer, kv_head, blocks, tile, weights, factors, dim, outs);
+                          const QueryTile<R>& tile, const NextKeys& following, const E* const (&weights)[R],
+                          const float (&factors)[R], int64_t dim, E* const (&outs)[R]) {
+    if (vectors >= V) return value_tile<R, V, E>(c, layer, kv_head, blocks, tile, following, weights, factors, dim, outs);
+    if constexpr (V > 1) value_vectors<R, V - 1, E>(vectors, c, layer, kv_head, blocks, tile, following, weights, factors, dim, outs);
 }
 
 // From pages of int8: attention_int8.h.
@@ -125,7 +143,8 @@ void attend_codes(const HeadPages& pages, int64_t thread, const QueryTile<R>& ti
                   E* const (&outs)[R]);
 
 template <int R, class E>
-void attend_rows(const StepContext& c, int64_t thread, int64_t layer, int64_t kv_head, const AttentionUnit& unit) {
+void attend_rows(const StepContext& c, int64_t thread, int64_t layer, int64_t kv_head, const AttentionUnit& unit,
+                 const NextKeys& following) {
     const ModelWeights& m = *c.model;
     const PlacedSpan& span = c.spans[unit.span];
     const int64_t groups = m.num_heads / m.num_kv_heads, padded = c.cache.padded_head_dim, dim = m.head_dim;
@@ -160,13 +179,24 @@ void attend_rows(const StepContext& c, int64_t thread, int64_t layer, int64_t kv
     }
     for (int64_t d = 0; d < padded; d += 16 * kTileVectors)
         value_vectors<R, kTileVectors, E>(
-            (padded - d) / 16, c, layer, kv_head, span.blocks, tile, weights, factors, d, outs);
+            (padded - d) / 16, c, layer, kv_head, span.blocks, tile, following, weights, factors, d, outs);
 }
 
 template <int R, class E>
-inline void attend_height(const StepContext& c, int64_t thread, int64_t layer, int64_t kv_head, const AttentionUnit& unit) {
-    if (unit.count == R) return attend_rows<R, E>(c, thread, layer, kv_head, unit);
-    if constexpr (R > 1) attend_height<R - 1, E>(c, thread, layer, kv_head, unit);
+inline void attend_height(const StepContext& c, int64_t thread, int64_t layer, int64_t kv_head, const AttentionUnit& unit,
+                          const NextKeys& following) {
+    if (unit.count == R) return attend_rows<R, E>(c, thread, layer, kv_head, unit, following);
+    if constexpr (R > 1) attend_height<R - 1, E>(c, thread, layer, kv_head, unit, following);
+}
+
+inline NextKeys next_keys(const StepContext& c, int64_t layer, int64_t item) {
+    const int64_t heads = c.model->num_kv_heads, window = c.model->sliding_window;
+    const AttentionUnit& unit = c.space.units[item / heads];
+    const PlacedSpan& span = c.spans[unit.span];
+    const int64_t position = span.start + unit.first / (c.model->num_heads / heads);
+    const int64_t first = window && position >= window ? (position - window + 1) / kBlockSize : 0;
+    return {key_part<char>(c, layer, 0, item % heads), span.blocks + first, heads * 2 * c.cache.part_bytes,
+            position / kBlockSize + 1 - first};
 }
 
 template <class E>
@@ -174,7 +204,8 @@ void attention(const StepContext& c, const Team& team, int64_t layer) {
     const int64_t heads = c.model->num_kv_heads;
     team.share(c.space.num_units * heads, [&](Range mine, int64_t thread) {
         for (int64_t i = mine.begin; i < mine.end; ++i)
-            attend_height<kTileRows, E>(c, thread, layer, i % heads, c.space.units[i / heads]);
+            attend_height<kTileRows, E>(c, thread, layer, i % heads, c.space.units[i / heads],
+                                        next_keys(c, layer, i + 1 < mine.end ? i + 1 : i));
     });
 }
 

@@ -70,6 +70,8 @@ struct StepContext {
     const StepWork* work;
     const PlacedSpan* spans;   // [num_spans]
     const int32_t* positions;  // [num_rows]
+    const int32_t* past;       // [num_past] blocks of earlier steps to fetch ahead of attention, in its order; may be none
+    int64_t num_past;
     CachePages cache;
     Workspace space;
 };

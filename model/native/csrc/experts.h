@@ -55,7 +55,7 @@ void expert_product(const StepContext& c, const Team& team, const LayerWeights& 
             const int64_t begin = gather ? 0 : first[e];
             const InputRows<E> in{input + begin * stride, stride, gather ? c.space.members + first[e] : nullptr, count,
                                   c.space.codes + begin * stride, c.space.code_scales + begin};
-            typed_units(part, weights[e], in, [&](int64_t row, int64_t column, const float* sums) {
+            typed_units(part, weights[e], in, PageRuns{}, [&](int64_t row, int64_t column, const float* sums) {
                 emit(weights[e], first[e] + row, column, sums);
             });
         }

@@ -10,6 +10,7 @@
 #endif
 #include "elementwise.h"
 #include "rows.h"
+#include "ahead.h"
 #include "product.h"
 #include "cache.h"
 #include "watch.h"
@@ -60,8 +61,13 @@ struct Forward {
         copy_row(out, x(row), m.hidden_size);
     }
 
+    // What a product fetches for a layer's attention: up and down of the layer before and qkv a third each.
+    PageRuns pages(int64_t index, int64_t third) const {
+        return index < m.num_layers ? pages_of_layer(c, index).part(third, 3) : PageRuns{};
+    }
+
     void attend(const LayerWeights& layer, int64_t index, const InputRows<E>& in) const {
-        product(team, layer.qkv, in, [&](int64_t row, int64_t column, const float* sums) {
+        product(team, layer.qkv, in, pages(index, 2), [&](int64_t row, int64_t column, const float* sums) {
             emit_store(layer.qkv, column, sums, c.space.qkv + row * layer.qkv.columns, layer.qkv.columns);
         });
         each(in.count, [&](int64_t row) { store_row<E>(c, index, row); });
@@ -74,15 +80,15 @@ struct Forward {
         });
     }
 
-    void feed_forward(const LayerWeights& layer, const InputRows<E>& in) const {
+    void feed_forward(const LayerWeights& layer, int64_t index, const InputRows<E>& in) const {
         if (layer.num_experts) return experts<E>(c, team, layer, in);
         E* inner = reinterpret_cast<E*>(c.space.inner);
-        product(team, *layer.up, in, [&](int64_t row, int64_t column, const float* sums) {
+        product(team, *layer.up, in, pages(index + 1, 0), [&](int64_t row, int64_t column, const float* sums) {
             emit_inner(m.activation, *layer.up, column, sums, inner + row * m.inner_size);
         });
         const InputRows<E> activations = rows(inner, m.inner_size, in.count);
         quantise_all(c, team, *layer.down, activations);
-        product(team, *layer.down, activations, [&](int64_t row, int64_t column, const float* sums) {
+        product(team, *layer.down, activations, pages(index + 1, 1), [&](int64_t row, int64_t column, const float* sums) {
             emit_residual(*layer.down, column, sums, x(row));
         });
     }
@@ -117,7 +123,7 @@ struct Forward {
             each(count, [&](int64_t row) { prepare(row, first, layer.qkv); });
             attend(layer, index, in);
             each(count, [&](int64_t row) { prepare(row, second, *layer.up); });
-            feed_forward(layer, in);
+            feed_forward(layer, index, in);
             last = &layer.feed_forward_norm;
         }
         unembed(m.pre_norm ? &m.final_norm : last);

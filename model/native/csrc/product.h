@@ -63,12 +63,15 @@ inline void scale_sums(const ProductWeights& weights, int64_t column, const Code
     }
 }
 
-// Memory to fetch while a tile computes, so that neither waits for the other: `lines` cache lines per kChunk dots.
+constexpr int64_t kChunk = 4;  // inputs are padded to whole chunks of dots
+
+// Memory to fetch while a tile computes, so that neither waits for the other: per kChunk dots `lines` cache lines of
+// the weights to come, and one run of pages while there are some.
 struct Ahead {
     const char* from;
     int64_t lines;
+    PageRuns pages;
 };
-constexpr int64_t kChunk = 4;  // inputs are padded to whole chunks of dots
 
 template <int R, class E>
 void tile_product(const E* const* inputs, const E* panel, int64_t steps, Ahead ahead, float* out) {
@@ -83,6 +86,7 @@ void tile_product(const E* const* inputs, const E* panel, int64_t steps, Ahead a
         const char* fetch = ahead.from;
         for (int64_t input = 0; input < steps * kPair<E>; input += kChunk * kPair<E>, weights += kChunk * step_size) {
             for (int64_t line = 0; line < ahead.lines; ++line, fetch += 64) __builtin_prefetch(fetch, 0, 2);
+            if (ahead.pages.left > 0) ahead.pages.fetch_next();
             const E* columns[kTileVectors];
 #pragma GCC unroll 8
             for (int v = 0; v < kTileVectors; ++v) columns[v] = weights + 16 * v * kPair<E>;
@@ -147,7 +151,8 @@ inline int64_t num_units(const ProductWeights& weights, int64_t rows) {
 // Units [range) of a product, panel by panel and within one tile by tile. emit(row, column, sums[64]) takes each
 // row's panel without its bias.
 template <class E, class Emit>
-void product_units(Range range, const ProductWeights& weights, const InputRows<E>& in, const Emit& emit) {
+void product_units(Range range, const ProductWeights& weights, const InputRows<E>& in, const PageRuns& pages,
+                   const Emit& emit) {
     const int64_t tiles = num_tiles(in.count), steps = weights.inputs / kPair<E>;
     const int64_t panel_size = kPanel * weights.inputs;
     // A lone tile runs into memory itself, where the processor's own prefetching is the best. Of several tiles, each
@@ -162,7 +167,8 @@ void product_units(Range range, const ProductWeights& weights, const InputRows<E
         for (int64_t r = first; r < last; ++r) rows[r - first] = in.input + in.at(r) * in.stride;
         const E* packed = static_cast<const E*>(weights.packed) + panel * panel_size;
         const char* next = reinterpret_cast<const char*>(packed) + panel_bytes + tile * part;
-        tile_of_height<kTileRows, E>(last - first, rows, packed, steps, {next, lines}, sums);
+        const Ahead ahead{next, lines, pages.part(unit, num_units(weights, in.count))};
+        tile_of_height<kTileRows, E>(last - first, rows, packed, steps, ahead, sums);
         for (int64_t r = first; r < last; ++r) {
             float* mine = sums + (r - first) * kPanel;
             if constexpr (sizeof(E) == 1) scale_sums(weights, panel * kPanel, in.scales[in.at(r)], mine);
@@ -173,15 +179,21 @@ void product_units(Range range, const ProductWeights& weights, const InputRows<E
 
 // The same in the weights' own type.
 template <class E, class Emit>
-void typed_units(Range range, const ProductWeights& weights, const InputRows<E>& in, const Emit& emit) {
-    if (!weights.scales) return product_units(range, weights, in, emit);
+void typed_units(Range range, const ProductWeights& weights, const InputRows<E>& in, const PageRuns& pages,
+                 const Emit& emit) {
+    if (!weights.scales) return product_units(range, weights, in, pages, emit);
     const InputRows<uint8_t> codes{in.codes, in.stride, in.index, in.count, in.codes, in.scales};
-    product_units(range, weights, codes, emit);
+    product_units(range, weights, codes, pages, emit);
 }
 
 template <class E, class Emit>
+void product(const Team& team, const ProductWeights& weights, const InputRows<E>& in, const PageRuns& pages,
+             const Emit& emit) {
+    team.share(num_units(weights, in.count), [&](Range mine, int64_t) { typed_units(mine, weights, in, pages, emit); });
+}
+template <class E, class Emit>
 void product(const Team& team, const ProductWeights& weights, const InputRows<E>& in, const Emit& emit) {
-    team.share(num_units(weights, in.count), [&](Range mine, int64_t) { typed_units(mine, weights, in, emit); });
+    product(team, weights, in, PageRuns{}, emit);
 }
 
 // What becomes of a row's panel of sums:

@@ -10,11 +10,28 @@ namespace {
 
 constexpr int64_t kCacheLine = 64;
 constexpr int64_t kScaleBytes = 4;  // of a token's key or value
+constexpr int64_t kCachedBytes = int64_t{32} << 20;  // of weights that stay in a processor's last cache from step to step
+constexpr int64_t kBytesAhead = int64_t{8} << 20;    // of a layer's pages that stay there until they are read
 
 int64_t element_size(const ModelWeights& model) { return model.element == kBfloat16 ? 2 : 4; }
 
 void require(bool holds, const char* sentence) {
     if (!holds) throw std::invalid_argument(sentence);
+}
+
+int64_t bytes_of(const ModelWeights& model, const ProductWeights& weights) {
+    return weights.columns * weights.inputs * (weights.scales ? 1 : element_size(model));
+}
+
+bool has_small_weights(const ModelWeights& model) {
+    int64_t bytes = bytes_of(model, model.unembedding);
+    for (int64_t i = 0; i < model.num_layers; ++i) {
+        const LayerWeights& layer = model.layers[i];
+        bytes += bytes_of(model, layer.qkv) + bytes_of(model, layer.out);
+        for (int64_t e = 0; e < std::max<int64_t>(1, layer.num_experts); ++e)
+            bytes += bytes_of(model, layer.up[e]) + bytes_of(model, layer.down[e]);
+    }
+    return bytes <= kCachedBytes;
 }
 
 // The cache's size, known to fit its type with room for rounding up.
@@ -64,7 +81,7 @@ void* Buffer::reserve(int64_t bytes) {
 }
 
 Session::Session(const ModelWeights& model, const Backend& backend, int64_t num_blocks, int64_t num_threads)
-    : model_(model), backend_(backend), pool_(num_threads) {
+    : model_(model), backend_(backend), has_small_weights_(has_small_weights(model)), pool_(num_threads) {
     cache_.num_blocks = num_blocks;
     cache_.padded_head_dim = round_up(model.head_dim, 16);
     cache_.part_bytes = model.int8_cache ? (cache_.padded_head_dim + kScaleBytes) * kBlockSize
@@ -104,6 +121,20 @@ void Session::place(const StepWork& work) {
         spans_.push_back({static_cast<int64_t>(positions_.size()), span.length, span.start, blocks});
         for (int64_t token = 0; token < span.length; ++token) positions_.push_back(static_cast<int32_t>(span.start + token));
         blocks += span.num_blocks;
+    }
+}
+
+// The blocks that the threads are to fetch during products. Few rows compute no longer than their weights take to arrive,
+// and weights that come from memory themselves leave no time either.
+void Session::look_ahead(const StepWork& work) {
+    past_.clear();
+    if (!has_small_weights_ || work.num_rows <= backend_.tile_rows) return;
+    const auto most = static_cast<size_t>(kBytesAhead / (model_.num_kv_heads * 2 * cache_.part_bytes));
+    for (const PlacedSpan& span : spans_) {
+        const int64_t oldest = model_.sliding_window ? std::max<int64_t>(0, span.start - model_.sliding_window + 1) : 0;
+        const int64_t end = round_up(span.start, kBlockSize) / kBlockSize;
+        past_.insert(past_.end(), span.blocks + oldest / kBlockSize, span.blocks + end);
+        if (past_.size() > most) return past_.resize(most);
     }
 }
 
@@ -158,6 +189,8 @@ void Session::lay_out(const StepWork& work) {
 void Session::step(const StepWork& work) {
     check(work);
     place(work);
+    look_ahead(work);
     lay_out(work);
-    backend_.run({&model_, &work, spans_.data(), positions_.data(), cache_, space_}, Team{&pool_});
+    const auto num_past = static_cast<int64_t>(past_.size());
+    backend_.run({&model_, &work, spans_.data(), positions_.data(), past_.data(), num_past, cache_, space_}, Team{&pool_});
 }

@@ -35,11 +35,13 @@ class Session {
   private:
     void place(const StepWork& work);
     void check(const StepWork& work) const;
+    void look_ahead(const StepWork& work);
     void lay_out(const StepWork& work);
     void plan_attention(const StepWork& work);
 
     const ModelWeights model_;
     const Backend& backend_;
+    const bool has_small_weights_;
     Pool pool_;
     CachePages cache_{};
     Workspace space_{};
@@ -48,5 +50,6 @@ class Session {
     Buffer buffers_[17];
     std::vector<PlacedSpan> spans_;
     std::vector<int32_t> positions_;
+    std::vector<int32_t> past_;
     std::vector<AttentionUnit> units_;
 };
