@@ -25,8 +25,15 @@ struct HeadPages {
 
 template <class E>
 inline void store_key(E* part, int64_t slot, const E* key, int64_t head_dim) {
-    for (int64_t d = 0; d < head_dim; ++d)
-        part[d / kPair<E> * kBlockSize * kPair<E> + slot * kPair<E> + d % kPair<E>] = key[d];
+    E* to = part + slot * kPair<E>;
+    int64_t d = 0;
+    for (; d + kPair<E> <= head_dim; d += kPair<E>, to += kBlockSize * kPair<E>) __builtin_memcpy(to, key + d, 4);
+    for (int64_t i = 0; d + i < head_dim; ++i) to[i] = key[d + i];
+}
+inline void store_value(uint16_t* part, int64_t slot, const uint16_t* value, int64_t head_dim, int64_t padded_head_dim) {
+    uint16_t* pairs = part + slot / 2 * padded_head_dim * 2;
+    for (int64_t d = 0; d < head_dim; d += 16)
+        store_in_pairs(pairs + d * 2, value + d, head_dim - d < 16 ? head_dim - d : 16, slot % 2);
 }
 template <class E>
 inline void store_value(E* part, int64_t slot, const E* value, int64_t head_dim, int64_t padded_head_dim) {

@@ -17,7 +17,7 @@ inline F16 exp(F16 x) {
     p = fma(p, r, fill(1.6666665459e-1f));
     p = fma(p, r, fill(5.0000001201e-1f));
     p = fma(p, mul(r, r), add(r, fill(1.0f)));
-    return where_less(x, fill(-87.0f), zero(), mul(p, power_of_two(n)));
+    return where_less(x, fill(-87.0f), zero(), scale_by_power(p, n));
 }
 
 inline F16 sigmoid(F16 x) { return div(fill(1.0f), add(fill(1.0f), exp(sub(zero(), x)))); }

@@ -228,7 +228,11 @@ inline void emit_inner(int64_t kind, const ProductWeights& weights, int64_t colu
 }
 
 inline void emit_store(const ProductWeights& weights, int64_t column, const float* sums, float* out, int64_t size) {
-    for (int64_t i = 0; i < kPanel && column + i < size; i += 16) {
+    if (column + kPanel <= size) {
+        for (int64_t i = 0; i < kPanel; i += 16) store(out + column + i, with_bias(weights, column, sums, i));
+        return;
+    }
+    for (int64_t i = 0; column + i < size; i += 16) {
         const int64_t n = size - column - i < 16 ? size - column - i : 16;
         store_part(out + column + i, with_bias(weights, column, sums, i), n);
     }

@@ -56,6 +56,8 @@ inline __m256 power_of_two_half(__m256 n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
 inline F16 power_of_two(F16 n) { return {power_of_two_half(n.low), power_of_two_half(n.high)}; }
+// x * 2^n for whole n in [-126, 127].
+inline F16 scale_by_power(F16 x, F16 n) { return mul(x, power_of_two(n)); }
 
 inline F16 load16(const float* p) { return load(p); }
 inline __m256 widen(__m128i bits) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)); }
@@ -81,6 +83,10 @@ inline void store16(float* p, F16 x) { store(p, x); }
 inline void store16(uint16_t* p, F16 x) {
     const __m256i mixed = _mm256_packus_epi32(round_bfloat16(x.low), round_bfloat16(x.high));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(mixed, 0xd8));
+}
+// from[i] to the i-th pair, to its second number if `second`; the pair's other number stays as it is.
+inline void store_in_pairs(uint16_t* pairs, const uint16_t* from, int64_t n, bool second) {
+    for (int64_t i = 0; i < n; ++i) pairs[2 * i + second] = from[i];
 }
 inline void store16_part(float* p, F16 x, int64_t n) { store_part(p, x, n); }
 inline void store16_part(uint16_t* p, F16 x, int64_t n) {

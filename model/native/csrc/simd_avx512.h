@@ -33,10 +33,8 @@ inline F16 round_even(F16 x) { return _mm512_roundscale_ps(x, 0); }
 inline F16 where_less(F16 a, F16 b, F16 yes, F16 no) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
 }
-// 2^n for whole n in [-126, 127].
-inline F16 power_of_two(F16 n) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
-}
+// x * 2^n for whole n in [-126, 127].
+inline F16 scale_by_power(F16 x, F16 n) { return _mm512_scalef_ps(x, n); }
 
 inline F16 load16(const float* p) { return load(p); }
 inline F16 load16(const uint16_t* p) {
@@ -53,6 +51,14 @@ inline void store16(float* p, F16 x) { store(p, x); }
 inline void store16(uint16_t* p, F16 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bfloat16(x)); }
 inline void store16_part(float* p, F16 x, int64_t n) { store_part(p, x, n); }
 inline void store16_part(uint16_t* p, F16 x, int64_t n) { _mm256_mask_storeu_epi16(p, first_lanes(n), to_bfloat16(x)); }
+
+// from[i] to the i-th pair, to its second number if `second`; the pair's other number stays as it is.
+inline void store_in_pairs(uint16_t* pairs, const uint16_t* from, int64_t n, bool second) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), from));
+    const __mmask32 places = 0x55555555u & static_cast<__mmask32>((uint64_t{1} << 2 * n) - 1u);
+    if (second) _mm512_mask_storeu_epi16(pairs, places << 1, _mm512_slli_epi32(wide, 16));
+    else _mm512_mask_storeu_epi16(pairs, places, wide);
+}
 
 inline Packed load_packed(const void* p) { return _mm512_loadu_si512(p); }
 inline I16 load_ints(const void* p) { return _mm512_loadu_si512(p); }

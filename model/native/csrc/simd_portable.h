@@ -57,6 +57,8 @@ inline F16 where_less(F16 a, F16 b, F16 yes, F16 no) {
 inline F16 power_of_two(F16 n) {
     return each_lane([&](int i) { return from_bits(static_cast<uint32_t>(static_cast<int32_t>(n.lane[i]) + 127) << 23); });
 }
+// x * 2^n for whole n in [-126, 127].
+inline F16 scale_by_power(F16 x, F16 n) { return mul(x, power_of_two(n)); }
 
 inline F16 load16(const float* p) { return load(p); }
 inline F16 load16(const uint16_t* p) { return each_lane([=](int i) { return from_bits(uint32_t{p[i]} << 16); }); }
@@ -68,6 +70,10 @@ inline F16 load16_part(const uint16_t* p, int64_t n) {
 inline uint16_t round_bfloat16(float x) {
     const uint32_t bits = to_bits(x);
     return static_cast<uint16_t>(x != x ? 0x7fc0u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+// from[i] to the i-th pair, to its second number if `second`; the pair's other number stays as it is.
+inline void store_in_pairs(uint16_t* pairs, const uint16_t* from, int64_t n, bool second) {
+    for (int64_t i = 0; i < n; ++i) pairs[2 * i + second] = from[i];
 }
 inline void store16_part(float* p, F16 x, int64_t n) { store_part(p, x, n); }
 inline void store16_part(uint16_t* p, F16 x, int64_t n) {
