@@ -16,6 +16,15 @@ def busy_share(seconds: float = 1.0) -> float | None:
     return 1 - idle / total if total else 0.0
 
 
+def await_quiet(share: float, tries: int = 60) -> float | None:
+    """Wait while more than `share` is used, for so many seconds: a server that has just started still takes its cache's
+    memory. What was used last, which may be more, or None as above."""
+    busy = busy_share()
+    while busy is not None and busy > share and (tries := tries - 1) > 0:
+        busy = busy_share()
+    return busy
+
+
 def _idle_and_total() -> tuple[int, int] | None:
     """Clock ticks so far. See proc_stat(5): the fourth and fifth figures are idle, and idle waiting for a disk."""
     try:

@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.driving import Load, Peer, compare, measure, spread
-from benchmarks.quiet import busy_share
+from benchmarks.quiet import await_quiet
 from benchmarks.random_checkpoint import write
 from benchmarks.serving import ROOT, context_length, forward_seconds, serve
 
@@ -101,8 +101,9 @@ def main() -> None:
         for number, checkpoint in enumerate(_checkpoints(arguments.checkpoint, Path(scratch))):
             vocab_size = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
             with serve(checkpoint, shlex.split(arguments.serve_flags)) as url:
+                share = await_quiet(QUIET_SHARE)
                 if number == 0:
-                    _say_how_quiet()
+                    _say_how_quiet(share)
                     print_row(*columns)
                     print_row(*["---"] * len(columns))
                 for load in loads(arguments, vocab_size, context_length(url)):
@@ -115,8 +116,7 @@ def _num_warmup(load: Load) -> int:
     return min(load.concurrency, MAX_WARMUP_REQUESTS)
 
 
-def _say_how_quiet() -> None:
-    share = busy_share()
+def _say_how_quiet(share: float | None) -> None:
     if share is not None:
         warning = " (a benchmark beside other work measures the other work)" if share > QUIET_SHARE else ""
         print(f"Processors busy before the first request: {100 * share:.0f} %{warning}\n", flush=True)

@@ -58,6 +58,17 @@ def test_a_system_that_tells_nothing_has_no_share_and_one_whose_time_stands_stil
     assert quiet.busy_share() == 0.0
 
 
+@pytest.mark.parametrize(
+    ("shares", "last"), [([0.9, 0.5, 0.01, 0.7], 0.01), ([0.9, 0.8, 0.7, 0.01], 0.7), ([None], None)]
+)
+def test_a_busy_machine_is_waited_for_but_not_for_ever(
+    shares: list[float | None], last: float | None, monkeypatch: pytest.MonkeyPatch
+):
+    told = iter(shares)
+    monkeypatch.setattr(quiet, "busy_share", lambda: next(told))
+    assert quiet.await_quiet(0.05, tries=3) == last
+
+
 def answering(monkeypatch: pytest.MonkeyPatch, path: str, body: bytes) -> None:
     def opened(url: str) -> IO[bytes]:
         assert url == f"http://here{path}"
