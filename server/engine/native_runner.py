@@ -13,8 +13,9 @@ from model.paged import Span
 from server.engine.runner import StepResult
 from server.engine.tracing_inside import Watch
 
-# Rows of logits whose memory is kept: of steps that describe whole prompts it is not.
-_MOST_KEPT = 512
+# Rows of logits whose memory is kept: those of many sequences with their drafts. A prompt that is described asks for as
+# many as a step has tokens; with a large vocabulary a hundred megabytes would stay behind.
+_MOST_KEPT = 256
 
 
 class NativeRunner:
