@@ -1,4 +1,4 @@
-"""Tokens to text, a token at a time, losing nothing. It knows bytes only: no tokenizer, no stop string, no request."""
+"""Tokens' bytes to text, a token at a time, losing nothing. It knows no tokenizer, no stop string and no request."""
 
 import codecs
 from collections.abc import Callable
