@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <system_error>
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <unistd.h>
@@ -54,7 +55,10 @@ void populate_areas(char* begin, int64_t area_bytes, int64_t count, const std::a
 #if defined(__linux__)
 PageFiller::PageFiller(char* begin, int64_t area_bytes, int64_t count) {
     if (area_bytes * count < kHugePage) return;  // its memory has been cleared already
-    thread_ = std::thread([this, begin, area_bytes, count] { populate_areas(begin, area_bytes, count, closing_); });
+    try {
+        thread_ = std::thread([this, begin, area_bytes, count] { populate_areas(begin, area_bytes, count, closing_); });
+    } catch (const std::system_error&) {  // no thread to be had: pages come as they are touched
+    }
 }
 #else
 PageFiller::PageFiller(char*, int64_t, int64_t) {}
