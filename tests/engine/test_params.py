@@ -1,10 +1,10 @@
 """Sampling parameters made from others."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
-from server.engine.params import ParameterError, SamplingParams
+from server.engine.params import _LISTS, ParameterError, SamplingParams
 from server.engine.sampling.ranges import RANGES
 
 BASE = SamplingParams(max_tokens=9, min_tokens=3, temperature=0.5, top_k=7, seed=1, stop_token_ids=(4,))
@@ -35,3 +35,7 @@ def test_what_is_left_as_it_is_is_in_range() -> None:
     for name, allowed in RANGES.items():
         if (value := getattr(SamplingParams(), name)) is not None:
             allowed.check(name, value)
+
+
+def test_every_list_is_checked_as_one() -> None:
+    assert {field.name for field in fields(SamplingParams) if "tuple" in str(field.type)} == _LISTS
