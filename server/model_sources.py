@@ -9,6 +9,8 @@ from server.protocol import ModelSource
 
 # What a checkpoint folder must hold: of each row, one. Large ones come in shards with an index.
 REQUIRED_FILES = (("config.json",), ("model.safetensors", "model.safetensors.index.json"), ("tokenizer.json",))
+# Where a training run keeps its checkpoint.
+RUN_CHECKPOINT = "checkpoint"
 # How the folder of a draft model ends that is found without being named.
 DRAFT_SUFFIX = "-draft"
 # What fits unquoted into a URL, a log line and a metric label.
@@ -31,7 +33,8 @@ def checked_folder(option: str, argument: str, path: str) -> Path:
     folder = Path(path).resolve()
     require(folder.is_dir(), option, argument, "there is no such folder")
     missing = _missing_files(folder)
-    require(not missing, option, argument, f"the folder has no {' and no '.join(missing)}")
+    within = f"; there is a checkpoint in {path}/{RUN_CHECKPOINT}" if is_complete(folder / RUN_CHECKPOINT) else ""
+    require(not missing, option, argument, f"the folder has no {' and no '.join(missing)}{within}")
     return folder
 
 

@@ -203,6 +203,15 @@ def test_a_folder_with_an_equals_sign_in_its_name_is_still_a_folder(tmp_path: Pa
     assert resolve_models([f"ab={folder}"], tmp_path) == (ModelSource("ab", str(folder)),)
 
 
+def test_the_folder_of_a_training_run_is_refused_with_where_its_checkpoint_is(tmp_path: Path) -> None:
+    run = write_checkpoint(tmp_path / "run" / "checkpoint", without="tokenizer.json").parent
+    with pytest.raises(CannotStart, match=r"has no config\.json .*no tokenizer\.json$"):
+        resolve_models([f"a={run}"], tmp_path)
+    (run / "checkpoint" / "tokenizer.json").touch()
+    with pytest.raises(CannotStart, match=rf"has no config\.json .*; there is a checkpoint in {run}/checkpoint$"):
+        resolve_models([f"a={run}"], tmp_path)
+
+
 def test_sharded_weights_are_weights(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "big", without="model.safetensors")
     (folder / "model.safetensors.index.json").touch()
