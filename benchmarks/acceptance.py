@@ -17,12 +17,16 @@ from torch import Tensor
 
 from model.attention import causal_fused_attend
 from model.checkpoint import load_checkpoint
+from model.files import CheckpointError
 from model.gpt import GPT
 from model.tokenizer import Tokenizer
 from server.engine.noise import LANES, gumbel_noise
+from training.config import TrainingError
 from training.corpus import read_documents, split_documents
 from training.loop import DTYPES
 from training.writing import KeyValueCache
+
+PROGRAM = "python -m benchmarks.acceptance"
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def pass_seconds(model: GPT, num_tokens: int) -> float:
     return float(np.median(times))
 
 
-def main(options: Options) -> None:
+def measure(options: Options) -> None:
     """Print a table: one row per temperature."""
     device, dtype = torch.device("cpu"), DTYPES[options.dtype]
     target, draft = (load_checkpoint(folder, dtype, device) for folder in (options.target, options.draft))
@@ -152,7 +156,18 @@ def main(options: Options) -> None:
     print(f"one pass of the draft: {one * 1e3:.2f} ms; verifying {options.num_drafts} drafts: {verify * 1e3:.2f} ms")
 
 
+def main(argv: Sequence[str]) -> int:
+    """Measure; returns the exit code. What cannot be read is one line and 2."""
+    options = tyro.cli(Options, prog=PROGRAM, args=argv)
+    try:
+        with torch.inference_mode():
+            measure(options)
+    except (TrainingError, CheckpointError) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with torch.inference_mode():
-        main(tyro.cli(Options, prog="python -m benchmarks.acceptance", args=sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))
