@@ -23,6 +23,7 @@ from server.errors import BadRequest, CannotStart
 
 PROGRAM = "minigpt-generate"
 DEFAULT_TOKENS = 200
+READER_GONE = 141  # what shells see of a program that SIGPIPE ended
 DESCRIPTION = """Continue a prompt with a checkpoint, on this machine and without a server.
 
 The same seed and settings give the same text, here and from the server. The seed is printed to the error output when
@@ -97,6 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = parse_options(GenerateOptions, PROGRAM, DESCRIPTION, argv)
         _generate(options, sys.stdin.read() if options.prompt == "-" else options.prompt)
+    except BrokenPipeError:
+        # What is still buffered goes nowhere, or the interpreter would complain of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
     except (BadRequest, CannotStart, ValueError, OSError) as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2

@@ -167,6 +167,15 @@ def generated(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capfd.readouterr().out
 
 
+def test_generate_ends_quietly_when_nobody_reads_on() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "server.generate", str(SHIPPED), "ROMEO:", "--seed", "1", "--backend", "torch"]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=REPOSITORY, timeout=60, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
 def test_generate_takes_an_empty_prompt_as_the_beginning_of_a_document(capfd: pytest.CaptureFixture[str]) -> None:
     written_out = generated(capfd, "<|endoftext|>", "--max-tokens", "12")
     assert generated(capfd, "", "--max-tokens", "12") == written_out.removeprefix("<|endoftext|>")
