@@ -52,7 +52,7 @@ def _plays_folder(wheel: Path | None) -> Traversable:
     # Looked up, not imported: the package's own code needs libraries that its texts do not.
     specification = importlib.util.find_spec(PACKAGE)
     if specification is None or not specification.submodule_search_locations:
-        raise TrainingError(f"the plays are not installed; run `{INSTALL}` or give --data.path")
+        raise TrainingError(f"the plays are not installed; run `{INSTALL}` or give texts (minigpt-train: --data.path)")
     return Path(specification.submodule_search_locations[0]) / "plays"
 
 
