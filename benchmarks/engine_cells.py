@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 
 from benchmarks.cells import Plan, Prompt, rates
+from benchmarks.quiet import QUIET_SHARE, await_quiet
 from server.engine.config import EngineConfig
 from server.engine.core import EngineCore
 from server.engine.load import load_engine
@@ -36,6 +37,7 @@ def main() -> None:
     """Arguments: a checkpoint, a plan, and fields of EngineConfig, the latter two as JSON."""
     checkpoint, plan, settings = sys.argv[1:]
     core = load_engine(Path(checkpoint), EngineConfig(**json.loads(settings)))
+    await_quiet(QUIET_SHARE)  # its cache still takes its memory
     print(json.dumps(rates(Plan.from_json(plan), Engine(core).decode)))
 
 

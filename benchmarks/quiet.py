@@ -3,6 +3,8 @@
 import time
 from pathlib import Path
 
+QUIET_SHARE = 0.05
+
 
 def busy_share(seconds: float = 1.0) -> float | None:
     """Share of all processors' time that was used during the next `seconds`; None where the system does not tell."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.driving import Load, Peer, compare, measure, spread
-from benchmarks.quiet import await_quiet
+from benchmarks.quiet import QUIET_SHARE, await_quiet
 from benchmarks.random_checkpoint import write
 from benchmarks.serving import ROOT, context_length, forward_seconds, serve
 
@@ -35,7 +35,6 @@ MIN_REQUESTS = 4
 MAX_WARMUP_REQUESTS = 8
 # Far above the seeds of loads, which are counted from 0.
 WARMUP_SEED = 1_000
-QUIET_SHARE = 0.05
 ASKED = ("checkpoint", "prompt + output", "concurrency")
 COLUMNS = (*ASKED, "tokens/s", "TTFT p50 ms", "ITL p50 ms", "outside forward")
 VERSUS_COLUMNS = (*ASKED, "tokens/s", "theirs", "ratio", "TTFT p50 ms", "theirs", "ratio")
