@@ -54,8 +54,8 @@ class NativeModel:
         row's hidden state, then of the logits [rows + wanted].
 
         `tokens` are the spans' tokens one span after the other. Their keys and values are stored. `logits` is memory
-        for them, contiguous, or new memory is taken. Raises NativeError
-        for tokens, positions and blocks that are not there; nothing has been stored then.
+        for the result, contiguous; without it new memory is taken. Raises NativeError for tokens, positions and blocks
+        that are not there; nothing has been stored then.
         """
         num_rows, num_wanted = len(tokens), len(wanted)
         # An array takes a list faster than anything of numpy does, and a list takes another whole.
