@@ -33,14 +33,9 @@ class StepResult:
         return told
 
     @property
-    def all_finite(self) -> bool:
-        """Whether every token's is."""
-        return 0 not in self.is_finite
-
-    @property
     def is_all_finite(self) -> bool:
-        """Whether every token's is, and every row of the logits."""
-        return self.all_finite and 0 not in self.finite_logits
+        """Whether every token's hidden state is, and every row of the logits."""
+        return 0 not in self.is_finite and 0 not in self.finite_logits
 
 
 class Runner(Protocol):

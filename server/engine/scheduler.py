@@ -105,11 +105,7 @@ class Scheduler:
     def commit(self, chunks: Iterable[Chunk]) -> None:
         """The chunks have been computed."""
         for sequence, start, length, _ in chunks:
-            end = start + length
-            if end // BLOCK_SIZE <= sequence.num_published:  # mostly; the call costs as much again
-                sequence.num_computed = end
-            else:
-                self.advance(sequence, end)
+            self.advance(sequence, start + length)
 
     def advance(self, sequence: Sequence, num_computed: int) -> None:
         """So many leading tokens of the sequence are final and in the cache: publish the blocks they filled."""

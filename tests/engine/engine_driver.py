@@ -152,7 +152,7 @@ def holds_only_finite(core: EngineCore) -> bool:
     for first in range(0, num_blocks, at_once):
         asked = range(first, min(first + at_once, num_blocks))
         probe = Span(len(asked) * BLOCK_SIZE, 1, [*asked, num_blocks])
-        if not runner.run([1], [probe], []).all_finite:
+        if not runner.run([1], [probe], []).is_all_finite:
             return False
     return True
 
