@@ -69,7 +69,7 @@ def measure(core: EngineCore, requests: Sequence[SequenceRequest], concurrency: 
             if output.finish_reason is not None and (following := next(waiting, None)) is not None:
                 core.add(following)
             texts[places[output.id]] += output.tokens
-            num_turns += bool(output.tokens)
+            num_turns += bool(output.tokens) if output.num_drafted else len(output.tokens)
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     num_tokens = sum(map(len, texts.values()))
     return Measured(num_tokens / seconds, num_tokens / cpu_seconds, num_tokens / num_turns, texts)

@@ -183,20 +183,22 @@ class EngineClient:
         return wire_id
 
     def _take_plain(self, plain: PlainTokens, timer: StepTimer) -> None:
-        """Pass on what says no more than a token. As this is for every token of every stream, it notes times itself."""
+        """Pass on what says no more than tokens. As this is for every token of every stream, it notes times itself."""
         now, gaps = timer.now, timer.gaps
         columns = zip(plain.ids, plain.tokens, plain.num_cached_tokens, plain.scheduled_at, strict=True)
-        for id_, token, num_cached, scheduled_at in columns:
+        for id_, tokens, num_cached, scheduled_at in columns:
             sequence = self._sequences.get(id_)
             if sequence is not None and sequence.first_token_at is not None:
-                seconds = now - sequence.last_token_at
-                gaps[seconds] = gaps.get(seconds, 0) + 1
+                num_tokens = len(tokens)
+                seconds = (now - sequence.last_token_at) / num_tokens
+                gaps[seconds] = gaps.get(seconds, 0) + num_tokens
                 sequence.last_token_at = now
-                sequence.num_output_tokens += 1
-                if sequence.tap is None or not sequence.tap(token):
-                    sequence.generation.deliver(sequence.index, SequenceOutput(id_, (token,)))
+                sequence.num_output_tokens += num_tokens
+                num_taken = 0 if sequence.tap is None else sequence.tap(tokens)
+                if num_taken < num_tokens:
+                    sequence.generation.deliver(sequence.index, SequenceOutput(id_, tokens[num_taken:]))
             else:
-                output = SequenceOutput(id_, (token,), num_cached_tokens=num_cached, scheduled_at=scheduled_at)
+                output = SequenceOutput(id_, tokens, num_cached_tokens=num_cached, scheduled_at=scheduled_at)
                 self._take(output, timer)
 
     def _take(self, output: SequenceOutput, timer: StepTimer) -> None:

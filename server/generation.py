@@ -1,7 +1,7 @@
 """One client request while it is open: what has arrived for it and not been read. Knows neither wire nor engine."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from server.engine.types import SequenceOutput
@@ -11,8 +11,8 @@ from server.records import Outcome
 Delivered = tuple[int, SequenceOutput]
 """A sequence's index in its generation, and what a step added to it."""
 
-Tap = Callable[[int], bool]
-"""Takes a token, or returns false and leaves it to the reader."""
+Tap = Callable[[Sequence[int]], int]
+"""Takes the first of some tokens, as many as it returns, and leaves the others to the reader."""
 
 
 @dataclass(slots=True, eq=False)
@@ -72,9 +72,9 @@ class Generation:
         return unread
 
     def tap(self, index: int, take: Tap | None) -> None:
-        """While the reader waits, from its next wait on, offer `take` each output of a sequence that is only a token.
+        """While the reader waits, from its next wait on, offer `take` each output of a sequence that is only tokens.
 
-        What it takes, by returning true, the reader never sees: such a token costs no turn of the reader's task.
+        What it takes the reader never sees: such a token costs no turn of the reader's task.
         """
         self.sequences[index].tap = None
         self._taps.pop(index, None)

@@ -181,6 +181,7 @@ def _describe(step: StepStats, view: View) -> dict[str, object]:
     return {
         "sequences": own,
         "others": _describe_others(others),
+        "passes": step.num_passes,
         "preemptions": step.num_preemptions,
         "blocks": _blocks(step),
     }

@@ -87,6 +87,22 @@ class StepWork(Structure):
     )
 
 
+class DecodeWork(Structure):
+    _fields_ = (
+        ("step", StepWork),
+        ("programs", c_char_p),
+        ("endings", c_void_p),
+        ("num_endings", c_void_p),
+        ("most_passes", c_int64),
+        ("seconds", c_double),
+        ("chosen", c_void_p),
+        ("num_passes", c_int64),
+        ("num_chosen", c_int64),
+        ("forward_seconds", c_double),
+        ("choose_seconds", c_double),
+    )
+
+
 class LibraryError(RuntimeError):
     """The native library is missing, does not load, or was built from other sources."""
 
@@ -131,6 +147,8 @@ def open_library(path: Path = LIBRARY) -> ctypes.CDLL:
     library.minigpt_best_instruction_set.restype = c_char_p
     library.minigpt_step.argtypes = (c_void_p, POINTER(StepWork))
     library.minigpt_step.restype = c_int
+    library.minigpt_decode.argtypes = (c_void_p, POINTER(DecodeWork))
+    library.minigpt_decode.restype = c_int
     library.minigpt_scrub.argtypes = (c_void_p, c_void_p, c_int64)
     library.minigpt_scrub.restype = None
     library.minigpt_choose.argtypes = (c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p)

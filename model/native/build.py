@@ -27,7 +27,7 @@ FLAGS = (
     "-Wno-maybe-uninitialized",
     "-pthread",
 )
-COMMON = ("measure.cpp", "memory.cpp", "pool.cpp", "session.cpp", "draw.cpp", "library.cpp")
+COMMON = ("measure.cpp", "memory.cpp", "pool.cpp", "session.cpp", "draw.cpp", "decode.cpp", "library.cpp")
 AVX512 = (
     "-mavx512f",
     "-mavx512bw",

@@ -2,15 +2,42 @@
 
 import ctypes
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from model.native.abi import StepWork, check
+from model.native.abi import DecodeWork, StepWork, check
 from model.native.lowering import Lowering
 from model.native.observed import Observed
 from model.paged import Span
+
+
+class Draws(NamedTuple):
+    """How tokens are chosen in steps that follow each other: for each sequence its parameters as the library reads
+    them, `DrawProgram` of `csrc/draw.h`, and the tokens that end it."""
+
+    programs: Sequence[bytes]
+    endings: Sequence[Collection[int]]
+
+
+class Limit(NamedTuple):
+    """How long steps follow each other: so many at most, and no further one once the seconds have gone by."""
+
+    num_passes: int
+    seconds: float
+
+
+class Decoded(NamedTuple):
+    """What steps in a row came to. Logits and `is_finite` are the last one's."""
+
+    tokens: list[int]  # [passes that chose, sequences]
+    num_passes: int  # those that chose, and a last one that is not finite, if there was one
+    forward_seconds: float
+    choose_seconds: float
+    logits: Tensor  # [sequences, vocab] float32
+    is_finite: bytes  # as of `NativeModel.run`
 
 
 class NativeModel:
@@ -25,7 +52,9 @@ class NativeModel:
         self.lowering = lowering
         self._library = lowering.library
         self._session = ctypes.c_void_p()
-        self._work = StepWork()  # the same for every step, as is what it says of rows: to make them anew costs as much
+        # The same for every step, as is what they say of rows: to make them anew costs as much.
+        self._work = StepWork()
+        self._decode_work = DecodeWork()
         self._is_finite = (ctypes.c_char * 0)()
         status = self._library.minigpt_create(
             lowering.weights, instruction_set.encode(), num_blocks, num_threads, self._session
@@ -57,7 +86,45 @@ class NativeModel:
         for the result, contiguous; without it new memory is taken. Raises NativeError for tokens, positions and blocks
         that are not there; nothing has been stored then.
         """
-        num_rows, num_wanted = len(tokens), len(wanted)
+        if logits is None:
+            logits = torch.empty(len(wanted), self.lowering.config.vocab_size)
+        work = self._work
+        inputs = self._describe(work, tokens, spans, wanted, logits)
+        work.chosen, work.gates, work.attention = (None, None, None) if observed is None else observed.addresses
+        check(self._library, self._library.minigpt_step(self._session, work))
+        del inputs  # which the work only points to
+        return logits, self._is_finite.raw[: len(tokens) + len(wanted)]
+
+    def decode(
+        self, tokens: Sequence[int], spans: Sequence[Span], draws: Draws, limit: Limit, logits: Tensor
+    ) -> Decoded:
+        """Steps in a row, in each of which every sequence gets its next token: until one has ended, numbers are not
+        finite, or the limit is reached.
+
+        `tokens` are the sequences' latest, `spans` of one token each; their block tables must have room for all steps.
+        `logits` [sequences, vocab] is memory for each step's. Raises NativeError as `run` does.
+        """
+        count = len(tokens)
+        work = self._decode_work
+        inputs = self._describe(work.step, tokens, spans, range(count), logits)
+        endings = array("q", [token for those in draws.endings for token in those])
+        num_endings = array("q", map(len, draws.endings))
+        chosen = array("q", bytes(8 * count * limit.num_passes))
+        work.programs = b"".join(draws.programs)
+        work.endings, work.num_endings, work.chosen = (
+            values.buffer_info()[0] for values in (endings, num_endings, chosen)
+        )
+        work.most_passes, work.seconds = limit
+        check(self._library, self._library.minigpt_decode(self._session, work))
+        del inputs  # which the work only points to
+        taken = chosen[: work.num_chosen * count].tolist()
+        spent = work.num_passes, work.forward_seconds, work.choose_seconds
+        return Decoded(taken, *spent, logits, self._is_finite.raw[: 2 * count])
+
+    def _describe(
+        self, work: StepWork, tokens: Sequence[int], spans: Sequence[Span], wanted: Sequence[int], logits: Tensor
+    ) -> "tuple[array[int], ...]":
+        """Tell the library what to compute, and where to. The arrays returned hold what `work` points to."""
         # An array takes a list faster than anything of numpy does, and a list takes another whole.
         tables: list[int] = []
         placed: list[int] = []
@@ -66,19 +133,14 @@ class NativeModel:
             tables += blocks
             placed += (span.start, span.length, len(blocks))
         inputs = array("i", tokens), array("q", placed), array("i", tables), array("i", wanted)
-        if logits is None:
-            logits = torch.empty(num_wanted, self.lowering.config.vocab_size)
-        num_told = num_rows + num_wanted
+        num_told = len(tokens) + len(wanted)
         if num_told > len(self._is_finite):
             self._is_finite = (ctypes.c_char * (2 * num_told))()
-        work = self._work
-        work.num_rows, work.num_spans, work.num_wanted = num_rows, len(spans), num_wanted
+        work.num_rows, work.num_spans, work.num_wanted = len(tokens), len(spans), len(wanted)
         work.tokens, work.spans, work.blocks, work.wanted = (values.buffer_info()[0] for values in inputs)
         work.logits = logits.data_ptr()
         work.is_finite = ctypes.addressof(self._is_finite)
-        work.chosen, work.gates, work.attention = (None, None, None) if observed is None else observed.addresses
-        check(self._library, self._library.minigpt_step(self._session, work))
-        return logits, self._is_finite.raw[:num_told]
+        return inputs
 
     def scrub(self, blocks: Sequence[int]) -> None:
         """Zero the contents of `blocks`."""

@@ -19,9 +19,9 @@ class Generation(Protocol):
         """
         ...
 
-    def tap(self, index: int, take: Callable[[int], bool] | None) -> None:
-        """Whenever the reader waits from now on, an output of this sequence that is no more than a token may go to
-        `take` at once. What that takes, by returning true, the reader does not get. None: nothing may."""
+    def tap(self, index: int, take: Callable[[Sequence[int]], int] | None) -> None:
+        """Whenever the reader waits from now on, an output of this sequence that is no more than tokens may go to
+        `take` at once. As many of the first as that returns the reader does not get. None: nothing may."""
         ...
 
     def stop(self, index: int) -> None:

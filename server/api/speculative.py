@@ -35,7 +35,7 @@ def read_speculation(asked: SpeculativeOptions | None, default: Speculation, inf
 class DraftTally:
     """What drafting came to, of one sequence or several."""
 
-    num_steps: int = 0  # of the target that gave tokens
+    num_steps: int = 0  # passes through the target that gave tokens
     num_tokens: int = 0  # that they gave
     num_drafted: list[int] = field(default_factory=lambda: [0] * MAX_DRAFT_TOKENS)  # by place, the next token's first
     num_accepted: list[int] = field(default_factory=lambda: [0] * MAX_DRAFT_TOKENS)
@@ -43,10 +43,10 @@ class DraftTally:
     def add(self, output: SequenceOutput, num_tokens: int) -> None:
         """Take in what one step gave a sequence, of which the answer has the first `num_tokens` tokens.
 
-        Drafts behind the end count as rejected, whatever ended the answer.
+        Drafts behind the end count as rejected, whatever ended the answer. Without drafts each token took a pass.
         """
         if num_tokens:
-            self.num_steps += 1
+            self.num_steps += 1 if output.num_drafted else num_tokens
             self.num_tokens += num_tokens
         for place in range(output.num_drafted):
             self.num_drafted[place] += 1

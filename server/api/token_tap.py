@@ -1,5 +1,6 @@
 """Plain tokens of a stream, told as they come. It knows no response shape and no HTTP."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.api.choice import Choice
@@ -26,13 +27,14 @@ class TokenTap:
         self._texts = texts
         self._body = body
 
-    def take(self, token: int) -> bool:
-        """False, with nothing done, for a token with a part of a character, or while the client is not ready."""
-        text = self._texts[token]
-        if text is None or not self._body.write(self._before + text + self._behind):
-            return False
-        self._told.append(token)
-        return True
+    def take(self, tokens: Sequence[int]) -> int:
+        """How many it has told: up to a token with a part of a character, and none while the client is not ready."""
+        for num_told, token in enumerate(tokens):
+            text = self._texts[token]
+            if text is None or not self._body.write(self._before + text + self._behind):
+                return num_told
+            self._told.append(token)
+        return len(tokens)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from server.engine.grammar_queue import GrammarQueue
 from server.engine.grammar_spec import CompilerError, GrammarError
 from server.engine.guidance import GuidedPair, GuidedPairs, with_guided
 from server.engine.inspection import Inspection, Lineage, inspect
+from server.engine.multi_step import Passes
 from server.engine.parts import ALONE, Parts
-from server.engine.plain_steps import choose_plain, plain_decodings, run_plain
+from server.engine.plain_steps import choose_plain, keep_tokens, plain_decodings, run_plain
 from server.engine.prompt_logprobs import describe_prompt
 from server.engine.runner import Runner, StepResult
 from server.engine.scheduler import Chunk, Scheduler
@@ -70,6 +71,7 @@ class EngineCore:
         self._clock = clock
         self._choose_tokens = parts.choose
         self._speculator = parts.speculator
+        self._multi_step = parts.multi_step
         self._decodings: dict[int, Decoding] = {}
         self._tracing = Tracing()
         self._compiling = GrammarQueue(parts.start_grammar)
@@ -122,17 +124,19 @@ class EngineCore:
         plain = None if drafts else plain_decodings(schedule.chunks, self._decodings)
         turns = [] if plain else [_turn(chunk, self._drafts_of(chunk, drafts)) for chunk in schedule.chunks]
         drafted = self._clock()
-        result = run_plain(self._runner, plain) if plain else self._run(turns, scheduled)
-        ran = self._clock()
+        passes = self._run_plain(plain, schedule.chunks) if plain else None
+        result = passes.result if passes else self._run(turns, scheduled)
+        ran = self._clock() - (passes.choose_seconds if passes else 0.0)
         outputs, self._aborted = self._aborted + failed, []
-        if result is not None:
+        if plain and passes:
+            schedule = schedule._replace(chunks=passes.lengthen(schedule.chunks))
+            outputs += self._keep_plain(plain, schedule.chunks, passes)
+        elif result is not None:
             self.scheduler.commit(schedule.chunks)
-            if plain and result.is_all_finite:
-                outputs += self._choose_plain(plain, result)
-            else:
-                outputs += self._decide(turns or [_turn(chunk, ()) for chunk in schedule.chunks], result)
+            outputs += self._decide(turns, result)
         forward_seconds = result.forward_seconds if result else 0.0
-        times = StepTimes(started, scheduled, drafted, ran, self._clock(), forward_seconds)
+        num_passes = passes.num_passes if passes else 1
+        times = StepTimes(started, scheduled, drafted, ran, self._clock(), forward_seconds, num_passes)
         stats = self._speculator.measured(step_stats(schedule, self.scheduler, outputs, times))
         return StepOutput(tuple(outputs), stats)
 
@@ -182,6 +186,30 @@ class EngineCore:
         if self._tracing and (watch := self._tracing.watch(zip((turn.chunk for turn in turns), spans, strict=True))):
             return self._runner.run(tokens, spans, rows, watch)
         return self._runner.run(tokens, spans, rows)
+
+    def _run_plain(self, plain: Sequence[Decoding], chunks: Sequence[Chunk]) -> Passes:
+        """Compute plain sequences' latest tokens, and a few of those that follow where steps are short."""
+        passes = None if self._multi_step is None else self._multi_step.run(plain, chunks, self.scheduler)
+        if passes is None:
+            passes = Passes((), 1, run_plain(self._runner, plain))
+            if self._multi_step is not None:
+                self._multi_step.note(passes)
+        return passes
+
+    def _keep_plain(self, plain: Sequence[Decoding], chunks: Sequence[Chunk], passes: Passes) -> list[SequenceOutput]:
+        """Give plain sequences the tokens of all passes, of which the last may not have chosen its own."""
+        told = [keep_tokens(one, tokens) for one, tokens in zip(plain, passes.tokens, strict=False)]
+        self.scheduler.commit(chunks)
+        is_finite = not passes.is_open or passes.result.is_all_finite
+        if passes.is_open and is_finite:
+            told += choose_plain(self._choose_tokens, passes.result, plain)
+        outputs = [output if reason is None else self._finish(output, reason) for output, reason in told]
+        if not is_finite:
+            outputs += self._decide([_turn(chunk.last, ()) for chunk in chunks], passes.result)
+        if passes.tokens:
+            for one in plain:
+                self.scheduler.trim(one.sequence)
+        return outputs
 
     def _decide(self, turns: Sequence[Turn], result: StepResult) -> list[SequenceOutput]:
         """Report prompt logprobs, and choose tokens for every chunk that ends its sequence."""
@@ -240,10 +268,6 @@ class EngineCore:
         self._speculator.verified(verifications)
         logprobs = describe_chosen(logits, verifications)
         return [self._keep(*kept) for kept in zip(verifications, logprobs, strict=True)]
-
-    def _choose_plain(self, plain: Sequence[Decoding], result: StepResult) -> list[SequenceOutput]:
-        chosen = choose_plain(self._choose_tokens, result, plain)
-        return [output if reason is None else self._finish(output, reason) for output, reason in chosen]
 
     def _keep(self, verification: Verification, logprobs: tuple[TokenLogprob, ...]) -> SequenceOutput:
         """Commit what a sequence gained: the accepted drafts' keys and values are in the cache already."""

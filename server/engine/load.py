@@ -13,7 +13,7 @@ from model.fingerprint import checkpoint_fingerprint
 from model.memory import available_bytes
 from model.paged import BLOCK_SIZE
 from model.tokenizer import Tokenizer
-from server.engine.backend import Backend, Backends
+from server.engine.backend import Backend, Backends, open_multi_step
 from server.engine.block_pool import BlockPool
 from server.engine.config import EngineConfig
 from server.engine.core import EngineCore
@@ -79,7 +79,8 @@ def load_engine(
     speculator = _build_speculator(draft_backend, num_blocks, config.max_step_tokens, choose)
     grammars = GrammarCompiler(tokenizer, model_config.vocab_size)
     runner = backend.new_runner(num_blocks)
-    return EngineCore(info, runner, scheduler, time.monotonic, Parts(speculator, grammars.start, choose))
+    parts = Parts(speculator, grammars.start, choose, open_multi_step(runner))
+    return EngineCore(info, runner, scheduler, time.monotonic, parts)
 
 
 def _log_loaded(checkpoint: Path, info: EngineInfo, full_context: int) -> None:

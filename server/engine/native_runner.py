@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.native.native_model import NativeModel
+from model.native.native_model import Draws, Limit, NativeModel
 from model.native.observed import Observed
 from model.paged import Span
+from server.engine.multi_step import Passes
 from server.engine.runner import StepResult
 from server.engine.tracing_inside import Watch
 
@@ -42,6 +43,15 @@ class NativeRunner:
         if watch is not None and observed is not None:
             _show(watch, self.config, observed)
         return StepResult(logits, seconds, is_finite[: len(tokens)], is_finite[len(tokens) :])
+
+    def decode(self, tokens: Sequence[int], spans: Sequence[Span], draws: Draws, limit: Limit) -> Passes:
+        """See `multi_step.Decode`."""
+        count = len(tokens)
+        done = self._model.decode(tokens, spans, draws, limit, self._room(count))
+        result = StepResult(done.logits, done.forward_seconds, done.is_finite[:count], done.is_finite[count:])
+        return Passes(
+            [tuple(done.tokens[i::count]) for i in range(count)], done.num_passes, result, done.choose_seconds
+        )
 
     def _room(self, num_rows: int) -> Tensor:
         """Logits [num_rows, vocab] to be filled. The same memory for every step: new pages for as many numbers each

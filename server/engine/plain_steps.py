@@ -43,29 +43,31 @@ def choose_plain(
     choose: Choose, result: StepResult, decodings: Sequence[Decoding]
 ) -> list[tuple[SequenceOutput, FinishReason | None]]:
     """Give every sequence its next token; what to tell of it, and why it ends if it does. The result must be finite."""
-    rows = [_row(one) for one in decodings]
+    rows = [plain_row(one) for one in decodings]
     chosen = choose(result.logits, range(len(rows)), rows)
-    return [_take(*taken) for taken in zip(decodings, chosen, strict=True)]
+    return [keep_tokens(one, (token,)) for one, token in zip(decodings, chosen, strict=True)]
 
 
-def _row(decoding: Decoding) -> Row:
+def plain_row(decoding: Decoding) -> Row:
+    """What chooses a plain sequence's next token."""
     params = decoding.sequence.request.params
     if params.min_tokens:
         return decoding.row(0)
     return Row(params, len(decoding.sequence.tokens), (), decoding.state)
 
 
-def _take(decoding: Decoding, token: int) -> tuple[SequenceOutput, FinishReason | None]:
+def keep_tokens(decoding: Decoding, tokens: tuple[int, ...]) -> tuple[SequenceOutput, FinishReason | None]:
+    """Give a sequence its new tokens, of which the last may end it; what to tell of it, and why it ends if it does."""
     sequence = decoding.sequence
-    sequence.tokens.append(token)
-    is_ending = token in decoding.endings
+    sequence.tokens += tokens
+    is_ending = tokens[-1] in decoding.endings
     output = SequenceOutput(  # mostly by position, as names cost as much again
         sequence.request.id,
-        (token,),
+        tokens,
         (),
         (),
         None,
-        token if is_ending else None,
+        tokens[-1] if is_ending else None,
         sequence.num_cached_tokens or 0,
         sequence.scheduled_at or 0.0,
     )

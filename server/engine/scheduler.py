@@ -29,6 +29,11 @@ class Chunk(NamedTuple):
         return self.start + self.length
 
     @property
+    def last(self) -> "Chunk":
+        """Its last token alone."""
+        return Chunk(self.sequence, self.end - 1, 1)
+
+    @property
     def is_last(self) -> bool:
         """Whether the chunk ends with the sequence's latest token, so that its logits choose the next one."""
         return self.end == self.sequence.num_tokens
@@ -117,8 +122,17 @@ class Scheduler:
                 self.pool.publish(sequence.blocks[index], hashes[index])
             sequence.num_published = full
 
+    def reserve_ahead(self, chunks: Iterable[Chunk], num_tokens: int) -> bool:
+        """Blocks for so many tokens behind each chunk's sequence, or none at all where that would preempt somebody."""
+        missing = [(chunk.sequence, max(0, _missing(chunk.sequence, num_tokens))) for chunk in chunks]
+        if sum(count for _, count in missing) > self.pool.num_available:
+            return False
+        for sequence, count in missing:
+            sequence.blocks.extend(self.pool.allocate() for _ in range(count))
+        return True
+
     def trim(self, sequence: Sequence) -> None:
-        """Give back the blocks that only drafts would have needed."""
+        """Give back the blocks that only tokens it did not get would have needed."""
         if BLOCK_SIZE * (len(sequence.blocks) - 1) >= len(sequence.tokens):
             kept = blocks_for(sequence.num_tokens)
             surplus, sequence.blocks[kept:] = sequence.blocks[kept:], []
@@ -238,6 +252,6 @@ class Scheduler:
         }
 
 
-def _missing(sequence: Sequence, num_drafts: int) -> int:
-    """Blocks that the sequence lacks for its tokens and so many drafts."""
-    return blocks_for(sequence.num_tokens + num_drafts) - len(sequence.blocks)
+def _missing(sequence: Sequence, num_ahead: int) -> int:
+    """Blocks that the sequence lacks for its tokens and so many behind them."""
+    return blocks_for(sequence.num_tokens + num_ahead) - len(sequence.blocks)

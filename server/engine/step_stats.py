@@ -16,6 +16,7 @@ class StepTimes(NamedTuple):
     decide: float
     end: float
     forward_seconds: float  # the part of `run` spent in the model
+    num_passes: int = 1  # through it
 
 
 def step_stats(
@@ -46,6 +47,7 @@ def step_stats(
         pool.num_free,
         pool.num_cached,
         sequences,
+        num_passes=times.num_passes,
     )
 
 

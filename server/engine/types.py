@@ -197,6 +197,7 @@ class StepStats:
     sequences: tuple[SequenceStep, ...] = ()  # those that ran
     drafts: tuple[DraftCounts, ...] = ()  # of the methods that drafted
     has_draft_model_failed: bool = False  # for good: it drafts no more
+    num_passes: int = 1  # through the model, in a row; see `multi_step`
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A real engine core under the HTTP edge, in the same process: steps are taken when somebody waits for them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -16,6 +16,7 @@ from server.engine.scheduler import Scheduler
 from server.engine.selfcheck import make_exact
 from server.engine.torch_runner import TorchRunner
 from server.engine.types import EngineInfo, SequenceOutput, SequenceRequest, StepStats
+from server.generation import Tap
 from server.origins import Origin
 
 NUM_BLOCKS = 400
@@ -73,7 +74,7 @@ class CoreGeneration:
         if output.finish_reason is not None:
             del self._index_of[output.id]
 
-    def tap(self, index: int, take: Callable[[int], bool] | None) -> None:
+    def tap(self, index: int, take: Tap | None) -> None:
         """Offers it nothing."""
 
     def stop(self, index: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from server.engine.inspection import Inspection
 from server.engine.types import EngineInfo, SequenceOutput, SequenceRequest, TokenLogprob
 from server.errors import EngineFailed, EngineUnavailable, ServerError
+from server.generation import Tap
 from server.origins import Origin
 
 EOS = 256
@@ -88,7 +89,7 @@ class FakeGeneration:
         self._scripts = [list(script) for script in scripts]
         self._engine = engine
         self._num_steps = 0
-        self._taps: dict[int, Callable[[int], bool]] = {}
+        self._taps: dict[int, Tap] = {}
         self.stopped: set[int] = set()
         self.num_closes = 0
         self.closed = asyncio.Event()
@@ -113,9 +114,9 @@ class FakeGeneration:
 
     def _is_tapped(self, index: int, output: SequenceOutput) -> bool:
         is_plain = output == SequenceOutput(output.id, output.tokens) and len(output.tokens) == 1
-        return is_plain and index in self._taps and self._taps[index](output.tokens[0])
+        return is_plain and index in self._taps and self._taps[index](output.tokens) == 1
 
-    def tap(self, index: int, take: Callable[[int], bool] | None) -> None:
+    def tap(self, index: int, take: Tap | None) -> None:
         """For the outputs of the reader's next wait on, each alone."""
         self._taps.pop(index, None)
         if take is not None:

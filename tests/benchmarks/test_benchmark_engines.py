@@ -55,9 +55,9 @@ class Scripted:
         tokens = (id_, 7)[: self._left[id_]]
         self._left[id_] -= len(tokens)
         if self._left[id_]:
-            return SequenceOutput(id_, tokens)
+            return SequenceOutput(id_, tokens, num_drafted=1)
         del self._left[id_]
-        return SequenceOutput(id_, tokens, finish_reason="length")
+        return SequenceOutput(id_, tokens, finish_reason="length", num_drafted=1)
 
 
 def test_a_batch_is_greedy_goes_to_its_full_length_and_is_counted():

@@ -42,8 +42,8 @@ def outputs_of(report: StepReport) -> list[SequenceOutput]:
     plain = report.plain
     columns = zip(plain.ids, plain.tokens, plain.num_cached_tokens, plain.scheduled_at, strict=True)
     as_made = [
-        SequenceOutput(id_, (token,), num_cached_tokens=num_cached, scheduled_at=scheduled_at)
-        for id_, token, num_cached, scheduled_at in columns
+        SequenceOutput(id_, tokens, num_cached_tokens=num_cached, scheduled_at=scheduled_at)
+        for id_, tokens, num_cached, scheduled_at in columns
     ]
     return [*as_made, *report.step.outputs]
 

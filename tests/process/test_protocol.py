@@ -88,11 +88,11 @@ def test_the_client_hears_what_was_said(message: FromEngine) -> None:
     assert decode_from_engine(payload) == message
 
 
-def test_outputs_that_are_only_a_token_travel_in_columns_and_arrive_as_they_were() -> None:
-    plain = [SequenceOutput(n, (n + 1,), num_cached_tokens=16 * n, scheduled_at=0.25 * n) for n in range(3)]
+def test_outputs_that_are_only_tokens_travel_in_columns_and_arrive_as_they_were() -> None:
+    plain = [SequenceOutput(n, tuple(range(n + 1)), num_cached_tokens=16 * n, scheduled_at=0.25 * n) for n in range(3)]
     others = [
         SequenceOutput(3),
-        SequenceOutput(4, (1, 2)),
+        SequenceOutput(4, (1, 2), num_drafted=1),
         SequenceOutput(5, (1,), (LOGPROB,)),
         SequenceOutput(6, (1,), (), (LOGPROB,)),
         SequenceOutput(7, (1,), finish_reason="stop", stop_token=1),

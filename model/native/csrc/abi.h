@@ -1,4 +1,4 @@
-// The C structures that cross from Python: a model's packed weights, and one step's work. Mirrored in `abi.py`.
+// The C structures that cross from Python: a model's packed weights, and the work of steps. Mirrored in `abi.py`.
 #pragma once
 #include <cstdint>
 
@@ -87,6 +87,23 @@ struct StepWork {
     int32_t* chosen;
     float* gates;
     float* const* attention;   // [num_rows]
+};
+
+// Steps in a row, see decode.h. The spans of the first have one token each, all of whose logits are wanted; their block
+// tables reach as far as `most_passes` do.
+struct DecodeWork {
+    StepWork step;             // logits and is_finite are those of the last pass
+    const struct DrawProgram* programs;  // [num_spans], see draw.h
+    const int64_t* endings;    // tokens that end a span's sequence, one span's after the other's
+    const int64_t* num_endings;          // [num_spans]
+    int64_t most_passes;
+    double seconds;            // once they have gone by, no further pass begins
+    int64_t* chosen;           // [most_passes, num_spans]
+    // What came of it:
+    int64_t num_passes;
+    int64_t num_chosen;        // passes that chose: all, but for a last one that is not finite
+    double forward_seconds;    // in the model
+    double choose_seconds;     // between its passes
 };
 
 }  // extern "C"

@@ -5,6 +5,7 @@
 #include <string>
 #include <system_error>
 
+#include "decode.h"
 #include "draw.h"
 #include "measure.h"
 #include "memory.h"
@@ -80,6 +81,11 @@ const char* minigpt_best_instruction_set() { return choose_backend("")->name; }
 
 int minigpt_step(Session* session, const StepWork* work) {
     return guarded([&] { session->step(*work); });
+}
+
+// See decode.h.
+int minigpt_decode(Session* session, DecodeWork* work) {
+    return guarded([&] { decode(*session, *work); });
 }
 
 // Zeroes the contents of blocks.

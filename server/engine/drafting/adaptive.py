@@ -108,7 +108,8 @@ class Adaptive:
         """What a step of `num_tokens` (drafts included) cost; then think about the next."""
         is_news = False
         if num_tokens and not stats.num_prompt_tokens:
-            is_news = self._target_costs.record(num_tokens, stats.duration_seconds - stats.draft_seconds)
+            seconds = (stats.duration_seconds - stats.draft_seconds) / stats.num_passes
+            is_news = self._target_costs.record(num_tokens, seconds)
         if not self._num_wishing:
             return
         if self._plan.method in self._lookup_costs and self._probe is None:
