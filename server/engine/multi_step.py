@@ -72,11 +72,15 @@ class MultiStep:
         return passes
 
     def num_passes(self, decodings: Sequence[Decoding]) -> int:
-        """As many as there is time for and the sequences may get tokens."""
+        """As many as there is time for, and as all the sequences have tokens already and may still get.
+
+        So first tokens are told one by one: passes keep all processors, which those who tell need, too.
+        """
         if 2 * self._seconds_per_pass > SECONDS_IN_A_ROW:
             return 1
         affordable = min(MOST_PASSES, int(SECONDS_IN_A_ROW / self._seconds_per_pass))
-        return min(affordable, *(one.sequence.num_remaining for one in decodings))
+        sequences = [one.sequence for one in decodings]
+        return min(affordable, *(min(one.num_outputs, one.num_remaining) for one in sequences))
 
     def note(self, passes: Passes) -> None:
         """What plain passes have just taken."""

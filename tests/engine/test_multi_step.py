@@ -231,6 +231,10 @@ def test_there_are_as_many_passes_as_fit_in_the_time(
     plain = list(core._decodings.values())
     assert plan.num_passes(plain) == 1  # nothing is measured
     plan.note(passes_of(seconds, num_passes))
+    assert plan.num_passes(plain) == 1  # the sequence has one token
+    plain[0].sequence.tokens += [1] * 2
+    assert plan.num_passes(plain) == min(expected, 3)
+    plain[0].sequence.tokens += [1] * 20
     assert plan.num_passes(plain) == expected
-    plain[0].sequence.tokens += [1] * 97
+    plain[0].sequence.tokens += [1] * 75
     assert plan.num_passes(plain) == min(expected, 2)
