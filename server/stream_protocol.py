@@ -25,9 +25,14 @@ class Outbox:
 
     def _flush(self) -> None:
         """Callbacks keep their order: a task that is woken after its stream's last piece was written comes later."""
-        bodies, self._bodies = self._bodies, []
-        for body in bodies:
-            body.flush()
+        bodies, self._bodies = self._bodies[::-1], []
+        try:
+            while bodies:
+                bodies.pop().flush()
+        finally:
+            if bodies:  # a transport raised: the loop says so, and the others go on
+                self._bodies += bodies[::-1]
+                asyncio.get_running_loop().call_soon(self._flush)
 
 
 class ChunkedBody:

@@ -44,6 +44,8 @@ class Backends:
         self._config = config
         self._torch_threads = config.threads or default_torch_threads()
         self._num_threads = config.threads or available_cores()
+        if self._num_threads > available_cores():
+            logger.warning("threads is %d, but only %d cores may be used", self._num_threads, available_cores())
         self._library: ctypes.CDLL | None = None
         self._has_said_lost = False
         self._wants_native = config.backend != "torch"

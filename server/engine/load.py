@@ -68,7 +68,7 @@ def load_engine(
         fingerprint=checkpoint_fingerprint(checkpoint),
         has_draft_model=draft_backend is not None,
         quantize=config.quantize,
-        kv_cache=config.kv_cache,
+        kv_cache=str(dtype).removeprefix("torch.") if config.kv_cache == "auto" else config.kv_cache,
         num_layers=model_config.num_layers,
         num_heads=model_config.num_heads,
         num_experts_per_token=model_config.num_experts_per_token,

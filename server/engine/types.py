@@ -223,7 +223,7 @@ class EngineInfo:
     fingerprint: str = ""  # of the checkpoint's contents
     has_draft_model: bool = False
     quantize: str = "none"  # how weights are kept: int8, or none for dtype
-    kv_cache: str = "auto"  # how keys and values are kept: int8, or auto for dtype
+    kv_cache: str = ""  # how keys and values are kept: int8, or the dtype
     # What a trace of the model's insides has to tell of; 0 where it cannot be told.
     num_layers: int = 0
     num_heads: int = 0

@@ -30,7 +30,7 @@ CARD = {
     "num_parameters": 1000,
     "dtype": "float32",
     "quantize": "none",
-    "kv_cache": "auto",
+    "kv_cache": "",
     "default_parameters": {},
 }
 

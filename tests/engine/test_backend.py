@@ -17,6 +17,7 @@ from model.native.abi import LIBRARY, NativeError, open_library
 from model.paged import Span
 from server.engine.backend import Backends
 from server.engine.config import BackendName, EngineConfig
+from server.engine.cores import available_cores
 from server.engine.native_runner import NativeRunner
 from server.engine.runner import StepResult
 from server.engine.sampling.native import NativeSampler
@@ -205,3 +206,10 @@ def test_a_session_that_cannot_be_had_is_refused_in_one_line(gqa: GPT, monkeypat
     refuse_sessions(monkeypatch)
     with pytest.raises(ValueError, match=r"^the native back end cannot start: no thread[^\n]*$"):
         backend.new_runner(9)
+
+
+def test_more_threads_than_cores_are_remarked_on(caplog: pytest.LogCaptureFixture) -> None:
+    Backends(EngineConfig(threads=available_cores()))
+    assert not caplog.records
+    Backends(EngineConfig(threads=available_cores() + 1))
+    assert f"but only {available_cores()} cores may be used" in caplog.text

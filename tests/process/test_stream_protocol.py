@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.api.direct_send import DirectBody, direct_body
 from server.lifetime import build_http_server
+from server.stream_protocol import ChunkedBody, Outbox
 
 PATIENCE_SECONDS = 20
 PIECE = b"x" * 2**16
@@ -112,3 +113,33 @@ def test_a_client_that_has_gone_is_not_written_to() -> None:
         await gone.wait()
 
     serve(telling(story), client)
+
+
+def test_a_connection_that_cannot_be_written_to_holds_no_other_up() -> None:
+    class Broken(asyncio.Transport):
+        def is_closing(self) -> bool:
+            return False
+
+        def write(self, data: bytes | bytearray | memoryview) -> None:
+            raise RuntimeError("broken")
+
+    class Kept(Broken):
+        def __init__(self) -> None:
+            self.written = b""
+
+        def write(self, data: bytes | bytearray | memoryview) -> None:
+            self.written += data
+
+    async def run() -> list[bytes]:
+        told: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["exception"]))
+        outbox = Outbox()
+        kept = [Kept() for _ in range(3)]
+        for transport in (kept[0], Broken(), kept[1], Broken(), kept[2]):
+            assert ChunkedBody(transport, outbox).write(b"ab")
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert [str(error) for error in told] == ["broken", "broken"]
+        return [transport.written for transport in kept]
+
+    assert asyncio.run(run()) == [b"2\r\nab\r\n"] * 3
