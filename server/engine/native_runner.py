@@ -49,9 +49,8 @@ class NativeRunner:
         count = len(tokens)
         done = self._model.decode(tokens, spans, draws, limit, self._room(count))
         result = StepResult(done.logits, done.forward_seconds, done.is_finite[:count], done.is_finite[count:])
-        return Passes(
-            [tuple(done.tokens[i::count]) for i in range(count)], done.num_passes, result, done.choose_seconds
-        )
+        chosen = [tuple(done.tokens[i::count]) for i in range(count)] if done.tokens else ()
+        return Passes(chosen, done.num_passes, result, done.choose_seconds)
 
     def _room(self, num_rows: int) -> Tensor:
         """Logits [num_rows, vocab] to be filled. The same memory for every step: new pages for as many numbers each

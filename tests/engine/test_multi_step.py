@@ -39,10 +39,11 @@ class AnyNumber(MultiStep):
     def __init__(self, runner: NativeRunner, seed: int) -> None:
         super().__init__(lambda tokens, spans, draws, limit: runner.decode(tokens, spans, draws, self._endless(limit)))
         self._random = random.Random(seed)
+        self.choices: Sequence[int] = range(1, MOST_PASSES + 1)
         self.made: list[int] = []
 
     def num_passes(self, decodings: Sequence[Decoding]) -> int:
-        self._seconds_per_pass = SECONDS_IN_A_ROW / self._random.randint(1, MOST_PASSES)
+        self._seconds_per_pass = SECONDS_IN_A_ROW / self._random.choice(self.choices)
         return super().num_passes(decodings)
 
     def _endless(self, limit: Limit) -> Limit:
@@ -192,8 +193,9 @@ def test_sequences_that_look_for_drafts_pass_once_where_none_are_found(model: GP
     assert several.made
 
 
-def test_numbers_that_are_not_finite_end_one_sequence_after_the_passes_before(model: GPT) -> None:
-    """Its prompt leads there after some tokens; the other goes on."""
+@pytest.mark.parametrize("num_passes", [2, 3, 4, 8])
+def test_numbers_that_are_not_finite_end_one_sequence_after_the_passes_before(model: GPT, num_passes: int) -> None:
+    """Its prompt leads there after some tokens, in whichever pass of a step; the other goes on."""
     healthy = decode(engine_core(model), [greedy(0, 30), greedy(1, 30)])
     first, second = healthy.results[0].tokens, healthy.results[1].tokens
     poison = next(token for place, token in enumerate(first) if place > 5 and token not in (*first[:place], *second))
@@ -201,12 +203,13 @@ def test_numbers_that_are_not_finite_end_one_sequence_after_the_passes_before(mo
     with torch.no_grad():
         poisoned.embedding.weight[poison] = float("nan")
     core = engine_core(poisoned)
-    several = with_passes(core, 2)
+    several = with_passes(core)
+    several.choices = [num_passes]
     run = decode(core, [greedy(0, 30), greedy(1, 30)])
     assert run.results[0].tokens == first[: first.index(poison) + 1]
     assert run.results[0].finish_reason == "error"
     assert (run.results[1].tokens, run.results[1].finish_reason) == (second, "length")
-    assert max(several.made) > 2
+    assert max(several.made) == num_passes
 
 
 def passes_of(seconds: float, num_passes: int) -> Passes:
