@@ -4,7 +4,8 @@
 
 Decode steps at batch 1, 8, 32 and 64 and a prompt of 512 tokens, without scheduler, sampler or HTTP. A step has at
 least to read its weights (of a mixture only those of experts that some row chose) and its sequences' keys and values
-once, and to compute its products and attention; its share is the least time that can take over the median measured.
+once, and to compute its products and attention, counted as if all rows went through all of the last layer, of which
+those that nobody wants get keys and values only; its share is the least time that can take over the median measured.
 Small models lie in the processor's caches, which are faster than memory: they may pass 100 %.
 """
 

@@ -80,7 +80,8 @@ class NativeModel:
         logits: Tensor | None = None,
     ) -> tuple[Tensor, bytes]:
         """Logits [wanted, vocab] float32 of the step's rows `wanted`, and 1 for what is finite, else 0: first of every
-        row's hidden state, then of the logits [rows + wanted].
+        row's hidden state, keys and values, then of the logits [rows + wanted]. Rows that are neither wanted nor
+        observed go no further than the last layer's keys and values.
 
         `tokens` are the spans' tokens one span after the other. Their keys and values are stored. `logits` is memory
         for the result, contiguous; without it new memory is taken. Raises NativeError for tokens, positions and blocks

@@ -81,7 +81,9 @@ struct StepWork {
     const int32_t* blocks;     // the spans' block tables, one after the other
     const int32_t* wanted;     // [num_wanted] rows to unembed
     float* logits;             // [num_wanted, vocab_size]
-    uint8_t* is_finite;        // [num_rows + num_wanted]: 1 if a row's last hidden state is, then if its logits are
+    // [num_rows + num_wanted]: 1 if a row's hidden state, keys and values are, then if its logits are. The last layer
+    // makes keys and values alone of rows that are not wanted, unless somebody watches.
+    uint8_t* is_finite;
     // Null where nobody watches. The experts a row chose, best first, and their weights: [num_layers, num_rows,
     // experts_per_token] each. By row, null or the weights of its attention, [num_layers, num_heads, position + 1].
     int32_t* chosen;

@@ -189,9 +189,13 @@ inline void attend_height(const StepContext& c, int64_t thread, int64_t layer, i
     if constexpr (R > 1) attend_height<R - 1, E>(c, thread, layer, kv_head, unit, following);
 }
 
+inline const AttentionPlan& plan_of(const StepContext& c, int64_t layer) {
+    return layer + 1 < c.model->num_layers ? c.space.attention : c.space.last_attention;
+}
+
 inline NextKeys next_keys(const StepContext& c, int64_t layer, int64_t item) {
     const int64_t heads = c.model->num_kv_heads, window = c.model->sliding_window;
-    const AttentionUnit& unit = c.space.units[item / heads];
+    const AttentionUnit& unit = plan_of(c, layer).units[item / heads];
     const PlacedSpan& span = c.spans[unit.span];
     const int64_t position = span.start + unit.first / (c.model->num_heads / heads);
     const int64_t first = window && position >= window ? (position - window + 1) / kBlockSize : 0;
@@ -202,9 +206,10 @@ inline NextKeys next_keys(const StepContext& c, int64_t layer, int64_t item) {
 template <class E>
 void attention(const StepContext& c, const Team& team, int64_t layer) {
     const int64_t heads = c.model->num_kv_heads;
-    team.share(c.space.num_units * heads, [&](Range mine, int64_t thread) {
+    const AttentionPlan& plan = plan_of(c, layer);
+    team.share(plan.count * heads, [&](Range mine, int64_t thread) {
         for (int64_t i = mine.begin; i < mine.end; ++i)
-            attend_height<kTileRows, E>(c, thread, layer, i % heads, c.space.units[i / heads],
+            attend_height<kTileRows, E>(c, thread, layer, i % heads, plan.units[i / heads],
                                         next_keys(c, layer, i + 1 < mine.end ? i + 1 : i));
     });
 }

@@ -25,6 +25,11 @@ struct AttentionUnit {
     int32_t span, first, count;
 };
 
+struct AttentionPlan {
+    const AttentionUnit* units;
+    int64_t count;
+};
+
 // Cache of one engine: [layer][block][kv head] of a key part [head_dim / pair][16][pair] and a value part
 // [16 / pair][head_dim][pair], head_dim rounded up to 16. A register of keys then holds 16 tokens. int8 parts are in
 // fours, keys unsigned around 128, and end with the float32 scales of their 16 tokens.
@@ -61,8 +66,7 @@ struct Workspace {
     float* scores;         // [threads, tile rows, max_keys]
     char* weights;         // [threads, tile rows, max_keys] in element type
     int64_t max_keys;
-    const AttentionUnit* units;
-    int64_t num_units;
+    AttentionPlan attention, last_attention;  // of all layers but the last, and of the last
 };
 
 struct StepContext {
@@ -70,6 +74,10 @@ struct StepContext {
     const StepWork* work;
     const PlacedSpan* spans;   // [num_spans]
     const int32_t* positions;  // [num_rows]
+    // [num_live] rows whose last hidden state somebody reads, ascending. Null if all are: of the others the last layer
+    // makes keys and values only.
+    const int32_t* live;
+    int64_t num_live;
     const int32_t* past;       // [num_past] blocks of earlier steps to fetch ahead of attention, in its order; may be none
     int64_t num_past;
     CachePages cache;

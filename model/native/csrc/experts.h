@@ -23,16 +23,17 @@ inline void choose_experts(const float* logits, const LayerWeights& layer, int32
 }
 
 // Groups the assignments by expert, rows in order: a counting sort. Not shared out: a few thousand integers at most.
-inline void group_by_expert(const StepContext& c, const LayerWeights& layer) {
+template <class E>
+void group_by_expert(const StepContext& c, const LayerWeights& layer, const InputRows<E>& in) {
     const Workspace& space = c.space;
-    const int64_t choices = layer.experts_per_token, assignments = c.work->num_rows * choices;
+    const int64_t choices = layer.experts_per_token, assignments = in.count * choices;
     int64_t* first = space.expert_first;  // while counting, shifted by one: first[e + 1] is where expert e goes on
     for (int64_t e = 0; e <= layer.num_experts + 1; ++e) first[e] = 0;
     for (int64_t i = 0; i < assignments; ++i) ++first[space.chosen[i] + 2];
     for (int64_t e = 0; e < layer.num_experts; ++e) first[e + 2] += first[e + 1];
     for (int64_t i = 0; i < assignments; ++i) {
         const int64_t place = first[space.chosen[i] + 1]++;
-        space.members[place] = static_cast<int32_t>(i / choices);
+        space.members[place] = static_cast<int32_t>(in.at(i / choices));
         space.places[i] = static_cast<int32_t>(place);
     }
 }
@@ -62,13 +63,12 @@ void expert_product(const StepContext& c, const Team& team, const LayerWeights& 
     });
 }
 
-// x += the chosen experts' outputs times their gates, first to last.
-inline void combine_row(const StepContext& c, const LayerWeights& layer, int64_t row) {
+// x += the outputs times their gates of the experts that input row r chose, first to last.
+inline void combine_row(const StepContext& c, const LayerWeights& layer, int64_t r, float* x) {
     const int64_t choices = layer.experts_per_token, stride = round_up(c.model->hidden_size, kPanel);
-    float* x = c.space.x + row * stride;
     for (int64_t i = 0; i < stride; i += 16) {
         F16 sum = zero();
-        for (int64_t choice = row * choices; choice < (row + 1) * choices; ++choice)
+        for (int64_t choice = r * choices; choice < (r + 1) * choices; ++choice)
             sum = fma(load(c.space.expert_out + c.space.places[choice] * stride + i), fill(c.space.gates[choice]), sum);
         store(x + i, add(load(x + i), sum));
     }
@@ -87,7 +87,7 @@ void experts(const StepContext& c, const Team& team, const LayerWeights& layer, 
             choose_experts(c.space.router_logits + row * layer.router.columns, layer, c.space.chosen + row * choices,
                            c.space.gates + row * choices);
     });
-    group_by_expert(c, layer);
+    group_by_expert(c, layer, in);
     report_routing(c, layer);
     E* inner = reinterpret_cast<E*>(c.space.inner);
     expert_product(c, team, layer, layer.up, in.input, in.stride, true,
@@ -100,8 +100,8 @@ void experts(const StepContext& c, const Team& team, const LayerWeights& layer, 
                    [&](const ProductWeights& weights, int64_t place, int64_t column, const float* sums) {
                        emit_store(weights, column, sums, c.space.expert_out + place * hidden, hidden);
                    });
-    team.share(c.work->num_rows, [&](Range mine, int64_t) {
-        for (int64_t row = mine.begin; row < mine.end; ++row) combine_row(c, layer, row);
+    team.share(in.count, [&](Range mine, int64_t) {
+        for (int64_t r = mine.begin; r < mine.end; ++r) combine_row(c, layer, r, c.space.x + in.at(r) * hidden);
     });
 }
 

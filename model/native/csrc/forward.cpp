@@ -66,17 +66,30 @@ struct Forward {
         return index < m.num_layers ? pages_of_layer(c, index).part(third, 3) : PageRuns{};
     }
 
-    void attend(const LayerWeights& layer, int64_t index, const InputRows<E>& in) const {
-        product(team, layer.qkv, in, pages(index, 2), [&](int64_t row, int64_t column, const float* sums) {
-            emit_store(layer.qkv, column, sums, c.space.qkv + row * layer.qkv.columns, layer.qkv.columns);
-        });
+    // Queries of the `live` rows, keys and values of all.
+    void project(const ProductWeights& qkv, const InputRows<E>& in, const InputRows<E>& live, const PageRuns& pages) const {
+        const int64_t queries = live.index ? m.num_heads * m.head_dim / kPanel * kPanel : 0;
+        const auto columns = [&](int64_t begin, int64_t end, const InputRows<E>& of) {
+            const ProductWeights part = some_columns<E>(qkv, begin, end);
+            product(team, part, of, pages, [&](int64_t row, int64_t column, const float* sums) {
+                emit_store(part, column, sums, c.space.qkv + of.at(row) * qkv.columns + begin, part.columns);
+            });
+        };
+        columns(0, queries, live);
+        columns(queries, qkv.columns, in);
+    }
+
+    // Adds to the `live` rows of the residual stream; keys and values are those of all rows.
+    void attend(const LayerWeights& layer, int64_t index, const InputRows<E>& in, const InputRows<E>& live) const {
+        project(layer.qkv, in, live, pages(index, 2));
         each(in.count, [&](int64_t row) { store_row<E>(c, index, row); });
         attention<E>(c, team, index);
         const auto* attended = reinterpret_cast<const E*>(c.space.attended);
-        const InputRows<E> heads = rows(attended, round_up(m.num_heads * m.head_dim, kPanel), in.count);
+        InputRows<E> heads = rows(attended, round_up(m.num_heads * m.head_dim, kPanel), live.count);
+        heads.index = live.index;
         quantise_all(c, team, layer.out, heads);
         product(team, layer.out, heads, [&](int64_t row, int64_t column, const float* sums) {
-            emit_residual(layer.out, column, sums, x(row));
+            emit_residual(layer.out, column, sums, x(live.at(row)));
         });
     }
 
@@ -89,13 +102,21 @@ struct Forward {
         const InputRows<E> activations = rows(inner, m.inner_size, in.count);
         quantise_all(c, team, *layer.down, activations);
         product(team, *layer.down, activations, pages(index + 1, 1), [&](int64_t row, int64_t column, const float* sums) {
-            emit_residual(*layer.down, column, sums, x(row));
+            emit_residual(*layer.down, column, sums, x(in.at(row)));
         });
+    }
+
+    // Whether a row's hidden state, as far as it was computed, and its last keys and values are finite; hence are those
+    // of all layers.
+    bool is_finite(int64_t row) const {
+        const int64_t columns = m.layers[m.num_layers - 1].qkv.columns, queries = m.num_heads * m.head_dim;
+        return is_finite_row(x(row), m.hidden_size) &&
+               is_finite_row(c.space.qkv + row * columns + queries, 2 * m.num_kv_heads * m.head_dim);
     }
 
     void unembed(const NormWeights* norm) const {
         const StepWork& work = *c.work;
-        each(work.num_rows, [&](int64_t row) { work.is_finite[row] = is_finite_row(x(row), m.hidden_size); });
+        each(work.num_rows, [&](int64_t row) { work.is_finite[row] = is_finite(row); });
         // Not in place, even with post-norm: a row may be wanted twice.
         const InputRows<E> in = rows(normed(0), hidden, work.num_wanted);
         each(work.num_wanted, [&](int64_t i) {
@@ -114,6 +135,8 @@ struct Forward {
     void run() const {
         const int64_t count = c.work->num_rows;
         const InputRows<E> in = rows(normed(0), hidden, count);
+        InputRows<E> live = rows(normed(0), hidden, c.num_live);
+        live.index = c.live;
         const NormWeights* last = nullptr;  // of the sublayer before, with post-norm
         each(count, [&](int64_t row) { embed(row); });
         for (int64_t index = 0; index < m.num_layers; ++index) {
@@ -121,9 +144,10 @@ struct Forward {
             const NormWeights* first = m.pre_norm ? &layer.attention_norm : last;
             const NormWeights* second = m.pre_norm ? &layer.feed_forward_norm : &layer.attention_norm;
             each(count, [&](int64_t row) { prepare(row, first, layer.qkv); });
-            attend(layer, index, in);
-            each(count, [&](int64_t row) { prepare(row, second, *layer.up); });
-            feed_forward(layer, index, in);
+            const InputRows<E>& rest = index + 1 < m.num_layers ? in : live;
+            attend(layer, index, in, rest);
+            each(rest.count, [&](int64_t r) { prepare(rest.at(r), second, *layer.up); });
+            feed_forward(layer, index, rest);
             last = &layer.feed_forward_norm;
         }
         unembed(m.pre_norm ? &m.final_norm : last);

@@ -139,8 +139,19 @@ template <class E>
 void quantise_all(const StepContext& c, const Team& team, const ProductWeights& consumer, const InputRows<E>& in) {
     if (!consumer.scales) return;
     team.share(in.count, [&](Range mine, int64_t) {
-        for (int64_t row = mine.begin; row < mine.end; ++row) quantise(c, consumer, in, row);
+        for (int64_t r = mine.begin; r < mine.end; ++r) quantise(c, consumer, in, in.at(r));
     });
+}
+
+// Columns [begin, end) alone, whole panels.
+template <class E>
+inline ProductWeights some_columns(ProductWeights weights, int64_t begin, int64_t end) {
+    const int64_t size = weights.scales ? 1 : static_cast<int64_t>(sizeof(E));
+    weights.packed = static_cast<const char*>(weights.packed) + begin * weights.inputs * size;
+    if (weights.bias) weights.bias += begin;
+    if (weights.scales) weights.scales += begin, weights.code_sums += begin;
+    weights.columns = end - begin;
+    return weights;
 }
 
 inline int64_t num_tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }

@@ -53,13 +53,18 @@ void* reserve_cache(Buffer& pages, int64_t bytes, int64_t num_blocks) {
     }
 }
 
-// The attention work of one span: its token * group rows in tiles of equal height, give or take one.
-void add_units(std::vector<AttentionUnit>& units, int64_t span, int64_t rows, int64_t tile_rows) {
-    const int64_t tiles = (rows + tile_rows - 1) / tile_rows;
+// The attention work of a span's token * group rows from `begin` to `end`, in tiles of equal height, give or take one.
+void add_units(std::vector<AttentionUnit>& units, int64_t span, int64_t begin, int64_t end, int64_t tile_rows) {
+    const int64_t rows = end - begin, tiles = (rows + tile_rows - 1) / tile_rows;
     for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
-        units.push_back({static_cast<int32_t>(span), static_cast<int32_t>(first), static_cast<int32_t>(last - first)});
+        units.push_back(
+            {static_cast<int32_t>(span), static_cast<int32_t>(begin + first), static_cast<int32_t>(last - first)});
     }
+}
+
+AttentionPlan plan_of(const std::vector<AttentionUnit>& units) {
+    return {units.data(), static_cast<int64_t>(units.size())};
 }
 
 }  // namespace
@@ -138,16 +143,44 @@ void Session::look_ahead(const StepWork& work) {
     }
 }
 
+// The rows that are wanted. Where somebody watches, every row goes all the way.
+void Session::find_live(const StepWork& work) {
+    live_.assign(work.wanted, work.wanted + work.num_wanted);
+    const auto follows = [](int32_t row, int32_t next) { return row >= next; };
+    if (std::adjacent_find(live_.begin(), live_.end(), follows) != live_.end()) {
+        std::sort(live_.begin(), live_.end());
+        live_.erase(std::unique(live_.begin(), live_.end()), live_.end());
+    }
+    is_all_live_ = work.chosen || work.attention || static_cast<int64_t>(live_.size()) == work.num_rows;
+}
+
 void Session::plan_attention(const StepWork& work) {
     units_.clear();
     int64_t longest = 0;
     for (int64_t span = 0; span < work.num_spans; ++span) {
-        longest = std::max(longest, work.spans[span].start + work.spans[span].length);
-        add_units(units_, span, work.spans[span].length * (model_.num_heads / model_.num_kv_heads), backend_.tile_rows);
+        const int64_t length = work.spans[span].length;
+        longest = std::max(longest, work.spans[span].start + length);
+        add_units(units_, span, 0, length * (model_.num_heads / model_.num_kv_heads), backend_.tile_rows);
     }
     space_.max_keys = round_up(longest, kSplit);
-    space_.units = units_.data();
-    space_.num_units = static_cast<int64_t>(units_.size());
+    space_.attention = plan_of(units_);
+    if (!is_all_live_) plan_last_attention();
+    space_.last_attention = plan_of(is_all_live_ ? units_ : last_units_);
+}
+
+// Live rows in runs that follow one another in a span.
+void Session::plan_last_attention() {
+    last_units_.clear();
+    const int64_t groups = model_.num_heads / model_.num_kv_heads;
+    size_t span = 0, end = 0;
+    for (size_t begin = 0; begin < live_.size(); begin = end) {
+        while (live_[begin] >= spans_[span].first_row + spans_[span].length) ++span;
+        const int64_t first = spans_[span].first_row, most = first + spans_[span].length - live_[begin];
+        end = begin + 1;
+        while (end < live_.size() && static_cast<int64_t>(end - begin) < most && live_[end] == live_[end - 1] + 1) ++end;
+        const int64_t token = live_[begin] - first, count = static_cast<int64_t>(end - begin);
+        add_units(last_units_, static_cast<int64_t>(span), token * groups, (token + count) * groups, backend_.tile_rows);
+    }
 }
 
 void Session::lay_out(const StepWork& work) {
@@ -190,7 +223,11 @@ void Session::step(const StepWork& work) {
     check(work);
     place(work);
     look_ahead(work);
+    find_live(work);
     lay_out(work);
     const auto num_past = static_cast<int64_t>(past_.size());
-    backend_.run({&model_, &work, spans_.data(), positions_.data(), past_.data(), num_past, cache_, space_}, Team{&pool_});
+    const auto num_live = is_all_live_ ? work.num_rows : static_cast<int64_t>(live_.size());
+    backend_.run({&model_, &work, spans_.data(), positions_.data(), is_all_live_ ? nullptr : live_.data(), num_live,
+                  past_.data(), num_past, cache_, space_},
+                 Team{&pool_});
 }

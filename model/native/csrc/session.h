@@ -37,7 +37,9 @@ class Session {
     void check(const StepWork& work) const;
     void look_ahead(const StepWork& work);
     void lay_out(const StepWork& work);
+    void find_live(const StepWork& work);
     void plan_attention(const StepWork& work);
+    void plan_last_attention();
 
     const ModelWeights model_;
     const Backend& backend_;
@@ -51,5 +53,7 @@ class Session {
     std::vector<PlacedSpan> spans_;
     std::vector<int32_t> positions_;
     std::vector<int32_t> past_;
-    std::vector<AttentionUnit> units_;
+    std::vector<int32_t> live_;
+    bool is_all_live_ = true;
+    std::vector<AttentionUnit> units_, last_units_;
 };
