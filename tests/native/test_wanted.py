@@ -54,7 +54,8 @@ def test_keys_and_values_of_unwanted_rows_are_told_when_not_finite(dtype: torch.
     for part, is_told in ((0, False), (1, True), (2, True)):  # queries are not needed
         model = copy.deepcopy(healthy)
         attention = model.layers[-1].attention
-        assert isinstance(attention, SelfAttention) and attention.qkv.bias is not None
+        assert isinstance(attention, SelfAttention)
+        assert attention.qkv.bias is not None
         attention.qkv.bias.data[(part + 1) * width - 1] = torch.inf
         _, is_finite = native_model(model, 2, 1, kv_cache=kv_cache).run(range(1, 21), [Span(0, 20, [0, 1])], [])
         assert [not finite for finite in is_finite] == [is_told] * 20
