@@ -74,11 +74,12 @@ struct Ahead {
 };
 
 template <int R, class E>
-void tile_product(const E* const* inputs, const E* panel, int64_t steps, Ahead ahead, float* out) {
+void tile_product(const E* const* inputs, const E* panel, int64_t steps, const Ahead& ahead, float* out) {
     constexpr int64_t step_size = kPanel * kPair<E>;
     const E* rows[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) rows[r] = inputs[r];
+    PageRuns pages = ahead.pages;
     for (int64_t column = 0; column < kPanel; column += 16 * kTileVectors) {
         Sum<E> sum[R][kTileVectors];
         clear(sum);
@@ -86,7 +87,7 @@ void tile_product(const E* const* inputs, const E* panel, int64_t steps, Ahead a
         const char* fetch = ahead.from;
         for (int64_t input = 0; input < steps * kPair<E>; input += kChunk * kPair<E>, weights += kChunk * step_size) {
             for (int64_t line = 0; line < ahead.lines; ++line, fetch += 64) __builtin_prefetch(fetch, 0, 2);
-            if (ahead.pages.left > 0) ahead.pages.fetch_next();
+            if (pages.left > 0) pages.fetch_next();
             const E* columns[kTileVectors];
 #pragma GCC unroll 8
             for (int v = 0; v < kTileVectors; ++v) columns[v] = weights + 16 * v * kPair<E>;
@@ -102,7 +103,7 @@ void tile_product(const E* const* inputs, const E* panel, int64_t steps, Ahead a
 }
 
 template <int R, class E>
-inline void tile_of_height(int64_t height, const E* const* rows, const E* panel, int64_t steps, Ahead ahead, float* out) {
+inline void tile_of_height(int64_t height, const E* const* rows, const E* panel, int64_t steps, const Ahead& ahead, float* out) {
     if (height == R) return tile_product<R, E>(rows, panel, steps, ahead, out);
     if constexpr (R > 1) tile_of_height<R - 1, E>(height, rows, panel, steps, ahead, out);
 }
