@@ -96,8 +96,8 @@ void score_codes(const HeadPages& pages, const QueryTile<R>& tile, const TwoByte
         for (int v = 0; v < V; ++v) {
             const int64_t mine = key + v * kBlockSize < tile.end_key ? key + v * kBlockSize : key;
             const int64_t next = mine + V * kBlockSize < tile.end_key ? mine + V * kBlockSize : mine;
-            columns[v] = reinterpret_cast<const int8_t*>(pages.keys(mine));
-            soon[v] = reinterpret_cast<const char*>(pages.keys(next));
+            columns[v] = pages.keys<int8_t>(mine);
+            soon[v] = pages.keys<char>(next);
             __builtin_prefetch(soon[v] + bytes, 0, 2);
             __builtin_prefetch(columns[v] + c.cache.part_bytes + bytes, 0, 2);
         }
@@ -115,13 +115,12 @@ void score_codes(const HeadPages& pages, const QueryTile<R>& tile, const TwoByte
         all.take(sums);
         for (int v = 0; v < V && key + v * kBlockSize < tile.end_key; ++v) {
             const int64_t first = key + v * kBlockSize;
-            const F16 key_scales = load(scales_of(c, pages.keys(first)));
+            const F16 key_scales = load(scales_of(c, pages.keys<uint8_t>(first)));
             for (int r = 0; r < R; ++r) {
                 const I16 high = sub_product(all.high(r, v), fill_ints(kKeyZero), fill_ints(queries.high_sums[r]));
                 const I16 low = sub_product(all.low(r, v), fill_ints(kKeyZero), fill_ints(queries.low_sums[r]));
                 const F16 dots = mul(join_bytes(high, low), mul(key_scales, fill(queries.scales[r])));
-                store(scores + r * c.space.max_keys + first - tile.first_key,
-                      visible_scores(dots, c, first, tile.positions[r], tile.slopes[r]));
+                store(scores + r * c.space.max_keys + first - tile.first_key, mul(dots, fill(tile.scale)));
             }
         }
     }
@@ -138,7 +137,7 @@ void weigh_codes(const HeadPages& pages, const QueryTile<R>& tile, float* scores
     F16 sum = zero(), largest = zero();
     for (int64_t i = 0; i < count; i += 16) {
         const F16 weight = exp(sub(load(scores + i), maximum));
-        const F16 scaled = mul(weight, load(scales_of(pages.c, pages.values(tile.first_key + i))));
+        const F16 scaled = mul(weight, load(scales_of(pages.c, pages.values<uint8_t>(tile.first_key + i))));
         sum = add(sum, weight);
         largest = max(largest, scaled);
         store(scores + i, scaled);
@@ -165,7 +164,7 @@ void value_codes(const HeadPages& pages, const QueryTile<R>& tile, const TwoByte
     for (int64_t key = tile.first_key; key < tile.end_key; key += kBlockSize) {
         const uint8_t* columns[V];
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) columns[v] = pages.values(key) + (dim + 16 * v) * 4;
+        for (int v = 0; v < V; ++v) columns[v] = pages.values<uint8_t>(key) + (dim + 16 * v) * 4;
 #pragma GCC unroll 4
         for (int64_t i = 0; i < kBlockSize; i += 4)
             accumulate_bytes<R, V, uint8_t>(sums, weights, key - tile.first_key + i, columns, i * padded);
@@ -201,6 +200,7 @@ void attend_codes(const HeadPages& pages, int64_t thread, const QueryTile<R>& ti
     TwoBytes<R, uint8_t> weights;
     weights.codes = reinterpret_cast<uint8_t*>(c.space.weights) + 2 * scratch;
     for (int r = 0; r < R; ++r) {
+        hide_keys(c, tile, r, scores + r * c.space.max_keys);
         report_row(c, tile, r, scores);
         weigh_codes(pages, tile, scores + r * c.space.max_keys, r, weights);
     }

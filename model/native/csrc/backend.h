@@ -22,7 +22,7 @@ struct PlacedSpan {
 
 // Rows of attention that share a kv head and their keys: [first, first + count) of the span's tokens * group heads.
 struct AttentionUnit {
-    int32_t span, first, count;
+    int32_t span, kv_head, first, count;
 };
 
 struct AttentionPlan {

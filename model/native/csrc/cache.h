@@ -16,12 +16,22 @@ inline E* value_part(const StepContext& c, int64_t layer, int32_t block, int64_t
 // Keys and values of one kv head of one sequence.
 struct HeadPages {
     const StepContext& c;
-    int64_t layer, kv_head;
+    char* head;  // of block 0
+    int64_t block_bytes;
     const int32_t* blocks;
 
-    uint8_t* keys(int64_t key) const { return key_part<uint8_t>(c, layer, blocks[key / kBlockSize], kv_head); }
-    uint8_t* values(int64_t key) const { return value_part<uint8_t>(c, layer, blocks[key / kBlockSize], kv_head); }
+    template <class T>
+    T* keys(int64_t key) const {
+        return reinterpret_cast<T*>(head + blocks[key / kBlockSize] * block_bytes);
+    }
+    template <class T>
+    T* values(int64_t key) const {
+        return reinterpret_cast<T*>(keys<char>(key) + c.cache.part_bytes);
+    }
 };
+inline HeadPages pages_of(const StepContext& c, int64_t layer, int64_t kv_head, const int32_t* blocks) {
+    return {c, key_part<char>(c, layer, 0, kv_head), c.model->num_kv_heads * 2 * c.cache.part_bytes, blocks};
+}
 
 template <class E>
 inline void store_key(E* part, int64_t slot, const E* key, int64_t head_dim) {

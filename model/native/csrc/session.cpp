@@ -8,6 +8,10 @@
 
 namespace {
 
+struct Tokens {
+    int64_t first, count;
+};
+
 constexpr int64_t kCacheLine = 64;
 constexpr int64_t kScaleBytes = 4;  // of a token's key or value
 constexpr int64_t kCachedBytes = int64_t{32} << 20;  // of weights that stay in a processor's last cache from step to step
@@ -53,14 +57,17 @@ void* reserve_cache(Buffer& pages, int64_t bytes, int64_t num_blocks) {
     }
 }
 
-// The attention work of a span's token * group rows from `begin` to `end`, in tiles of equal height, give or take one.
-void add_units(std::vector<AttentionUnit>& units, int64_t span, int64_t begin, int64_t end, int64_t tile_rows) {
-    const int64_t rows = end - begin, tiles = (rows + tile_rows - 1) / tile_rows;
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
-        units.push_back(
-            {static_cast<int32_t>(span), static_cast<int32_t>(begin + first), static_cast<int32_t>(last - first)});
-    }
+// The attention work of `count` tokens of a span: for every kv head, whose keys then stay in a near cache, the token *
+// group rows in tiles of equal height, give or take one.
+void add_units(std::vector<AttentionUnit>& units, const ModelWeights& model, int64_t span, Tokens tokens, int64_t tile_rows) {
+    const int64_t groups = model.num_heads / model.num_kv_heads;
+    const int64_t rows = tokens.count * groups, tiles = (rows + tile_rows - 1) / tile_rows;
+    for (int64_t head = 0; head < model.num_kv_heads; ++head)
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+            const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
+            units.push_back({static_cast<int32_t>(span), static_cast<int32_t>(head),
+                             static_cast<int32_t>(tokens.first * groups + first), static_cast<int32_t>(last - first)});
+        }
 }
 
 AttentionPlan plan_of(const std::vector<AttentionUnit>& units) {
@@ -160,7 +167,7 @@ void Session::plan_attention(const StepWork& work) {
     for (int64_t span = 0; span < work.num_spans; ++span) {
         const int64_t length = work.spans[span].length;
         longest = std::max(longest, work.spans[span].start + length);
-        add_units(units_, span, 0, length * (model_.num_heads / model_.num_kv_heads), backend_.tile_rows);
+        add_units(units_, model_, span, {0, length}, backend_.tile_rows);
     }
     space_.max_keys = round_up(longest, kSplit);
     space_.attention = plan_of(units_);
@@ -171,15 +178,14 @@ void Session::plan_attention(const StepWork& work) {
 // Live rows in runs that follow one another in a span.
 void Session::plan_last_attention() {
     last_units_.clear();
-    const int64_t groups = model_.num_heads / model_.num_kv_heads;
     size_t span = 0, end = 0;
     for (size_t begin = 0; begin < live_.size(); begin = end) {
         while (live_[begin] >= spans_[span].first_row + spans_[span].length) ++span;
         const int64_t first = spans_[span].first_row, most = first + spans_[span].length - live_[begin];
         end = begin + 1;
         while (end < live_.size() && static_cast<int64_t>(end - begin) < most && live_[end] == live_[end - 1] + 1) ++end;
-        const int64_t token = live_[begin] - first, count = static_cast<int64_t>(end - begin);
-        add_units(last_units_, static_cast<int64_t>(span), token * groups, (token + count) * groups, backend_.tile_rows);
+        const Tokens run{live_[begin] - first, static_cast<int64_t>(end - begin)};
+        add_units(last_units_, model_, static_cast<int64_t>(span), run, backend_.tile_rows);
     }
 }
 

@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "simd_lanes.h"
+
 namespace ISA {
 
 constexpr int kTileRows = 4;
@@ -47,6 +49,8 @@ inline F16 min(F16 a, F16 b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_p
 inline F16 fma(F16 a, F16 b, F16 c) {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
+inline float sum_lanes(F16 x) { return sum_eight(_mm256_add_ps(x.low, x.high)); }
+inline float max_lanes(F16 x) { return max_eight(_mm256_max_ps(x.low, x.high)); }
 inline F16 round_even(F16 x) { return {_mm256_round_ps(x.low, 0), _mm256_round_ps(x.high, 0)}; }
 inline F16 where_less(F16 a, F16 b, F16 yes, F16 no) {
     return {_mm256_blendv_ps(no.low, yes.low, _mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ)),

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "simd_lanes.h"
+
 namespace ISA {
 
 constexpr int kTileRows = 6;     // rows of accumulators a product tile holds in registers ...
@@ -33,6 +35,8 @@ inline F16 round_even(F16 x) { return _mm512_roundscale_ps(x, 0); }
 inline F16 where_less(F16 a, F16 b, F16 yes, F16 no) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
 }
+inline float sum_lanes(F16 x) { return sum_eight(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1))); }
+inline float max_lanes(F16 x) { return max_eight(_mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1))); }
 // x * 2^n for whole n in [-126, 127].
 inline F16 scale_by_power(F16 x, F16 n) { return _mm512_scalef_ps(x, n); }
 

@@ -145,4 +145,20 @@ inline I16 dot_bytes(I16 sum, Packed w, Lane x) {
 inline I16 dot(I16 sum, Packed w, Lane x, const uint8_t*) { return dot_bytes<int8_t, uint8_t>(sum, w, x); }
 inline I16 dot(I16 sum, Packed w, Lane x, const int8_t*) { return dot_bytes<uint8_t, int8_t>(sum, w, x); }
 
+// In a tree: lane i with lane i + 8, then + 4, + 2 and + 1.
+inline float sum_lanes(F16 x) {
+    float lane[16];
+    store(lane, x);
+    for (int width = 8; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+    return lane[0];
+}
+inline float max_lanes(F16 x) {
+    float lane[16];
+    store(lane, x);
+    for (int width = 8; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
+    return lane[0];
+}
+
 }  // namespace ISA
