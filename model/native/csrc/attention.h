@@ -24,7 +24,7 @@ struct QueryTile {
     float* watched[R];           // where the row's weights are told, or null
     int64_t first_key, end_key;  // whole blocks of 16 that any row sees
     float scale;                 // of a query times a key
-    bool is_first;               // of those that see these keys: it finds them in no near cache
+    bool is_new;                 // see AttentionUnit
 };
 
 // Tells row r's weights if it is watched, from the scores of all rows.
@@ -75,7 +75,7 @@ void score_tile(const HeadPages& pages, const QueryTile<R>& tile, const E* const
     // takes one cache line of every block.
     for (int64_t step = 0; step < steps; ++step) {
         const int64_t line = step * kBlockSize * kPair<E>;
-        if (tile.is_first) {
+        if (tile.is_new) {
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) {
                 __builtin_prefetch(columns[v] + part + line, 0, 2);
@@ -202,7 +202,7 @@ void attend_rows(const StepContext& c, int64_t thread, int64_t layer, const Atte
     tile.first_key = (oldest > 0 ? oldest : 0) / kBlockSize * kBlockSize;
     tile.end_key = round_up(tile.positions[R - 1] + 1, kBlockSize);
     tile.scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
-    tile.is_first = unit.first == 0;
+    tile.is_new = unit.is_new;
     const HeadPages pages = pages_of(c, layer, unit.kv_head, span.blocks);
     if (m.int8_cache) return attend_codes<R, E>(pages, thread, tile, queries, outs);
     attend_pages<R, E>(pages, thread, tile, following, queries, outs);

@@ -23,6 +23,7 @@ struct PlacedSpan {
 // Rows of attention that share a kv head and their keys: [first, first + count) of the span's tokens * group heads.
 struct AttentionUnit {
     int32_t span, kv_head, first, count;
+    bool is_new;  // the units before it had other keys, hence no near cache has these
 };
 
 struct AttentionPlan {

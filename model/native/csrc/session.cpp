@@ -1,6 +1,7 @@
 #include "session.h"
 
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <new>
 #include <stdexcept>
@@ -57,7 +58,7 @@ void* reserve_cache(Buffer& pages, int64_t bytes, int64_t num_blocks) {
     }
 }
 
-// The attention work of `count` tokens of a span: for every kv head, whose keys then stay in a near cache, the token *
+// The attention work of some tokens of a span: for every kv head, whose keys then stay in a near cache, the token *
 // group rows in tiles of equal height, give or take one.
 void add_units(std::vector<AttentionUnit>& units, const ModelWeights& model, int64_t span, Tokens tokens, int64_t tile_rows) {
     const int64_t groups = model.num_heads / model.num_kv_heads;
@@ -66,7 +67,8 @@ void add_units(std::vector<AttentionUnit>& units, const ModelWeights& model, int
         for (int64_t tile = 0; tile < tiles; ++tile) {
             const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
             units.push_back({static_cast<int32_t>(span), static_cast<int32_t>(head),
-                             static_cast<int32_t>(tokens.first * groups + first), static_cast<int32_t>(last - first)});
+                             static_cast<int32_t>(tokens.first * groups + first), static_cast<int32_t>(last - first),
+                             tile == 0});
         }
 }
 
@@ -153,8 +155,8 @@ void Session::look_ahead(const StepWork& work) {
 // The rows that are wanted. Where somebody watches, every row goes all the way.
 void Session::find_live(const StepWork& work) {
     live_.assign(work.wanted, work.wanted + work.num_wanted);
-    const auto follows = [](int32_t row, int32_t next) { return row >= next; };
-    if (std::adjacent_find(live_.begin(), live_.end(), follows) != live_.end()) {
+    const auto misplaced = std::adjacent_find(live_.begin(), live_.end(), std::greater_equal<int32_t>());
+    if (misplaced != live_.end()) {
         std::sort(live_.begin(), live_.end());
         live_.erase(std::unique(live_.begin(), live_.end()), live_.end());
     }
