@@ -4,9 +4,9 @@
 
 Decode steps at batch 1, 8, 32 and 64 and a prompt of 512 tokens, without scheduler, sampler or HTTP. A step has at
 least to read its weights (of a mixture only those of experts that some row chose) and its sequences' keys and values
-once, and to compute its products and attention, counted as if all rows went through all of the last layer, of which
-those that nobody wants get keys and values only; its share is the least time that can take over the median measured.
-Small models lie in the processor's caches, which are faster than memory: they may pass 100 %.
+once, and to compute its products and attention, in the last layer only those of the rows that are wanted and the keys and
+values of the others; its share is the least time that can take over the median measured. Small models lie in the
+processor's caches, which are faster than memory: they may pass 100 %.
 """
 
 import argparse
@@ -93,15 +93,20 @@ def prompt_step(config: ModelConfig) -> Step:
 
 def least_work(weights: Weights, config: ModelConfig, step: Step, experts_used: int, weight_bytes: int) -> Work:
     """`experts_used` counts, over all layers, the experts that some row chose."""
-    rows, layers = len(step.tokens), config.num_layers
-    numbers = weights.shared + weights.expert * experts_used + weights.unembedding
+    layers, wanted = config.num_layers, set(step.wanted)
     chosen = config.num_experts_per_token if config.num_experts else 0
-    products = (weights.shared + weights.expert * chosen * layers) * rows + weights.unembedding * len(step.wanted)
+    layer = weights.shared // layers + weights.expert * chosen
+    keys_and_values = 2 * config.num_kv_heads * config.head_dim
+    rows, unwanted = len(step.tokens), len(step.tokens) - len(wanted)
+    products = layer * (layers * rows - unwanted) + config.hidden_size * keys_and_values * unwanted
+    products += weights.unembedding * len(step.wanted)
+    keys_met = [span.start + place + 1 for span in step.spans for place in range(span.length)]  # by each row
+    pairs = layers * sum(keys_met) - sum(met for row, met in enumerate(keys_met) if row not in wanted)
+    attention = 2 * 2 * config.num_heads * config.head_dim  # operations for each of them
+    numbers = weights.shared + weights.expert * experts_used + weights.unembedding
     keys_read = sum(span.start + span.length for span in step.spans)
-    keys_met = sum(span.start + place + 1 for span in step.spans for place in range(span.length))
-    cached = 2 * layers * config.num_kv_heads * config.head_dim * 2  # bytes per token, bfloat16
-    attention = 2 * 2 * layers * config.num_heads * config.head_dim  # operations per key a row meets
-    return Work(numbers * weight_bytes + keys_read * cached, 2 * products + attention * keys_met)
+    cached = layers * keys_and_values * 2  # bytes per token, bfloat16
+    return Work(numbers * weight_bytes + keys_read * cached, 2 * products + attention * pairs)
 
 
 def experts_used(native: NativeModel, step: Step) -> int:

@@ -12,6 +12,7 @@ from benchmarks.roofline import Step, Weights, decode_step, experts_used, least_
 from model.attention import causal_attend, explicit_attention
 from model.config import ModelConfig
 from model.gpt import GPT, initialise
+from model.layers import SelfAttention
 from model.native.abi import open_library
 from model.native.lowering import Lowering
 from model.native.native_model import NativeModel
@@ -27,6 +28,7 @@ DENSE = ModelConfig(
     intermediate_size=48,
     context_length=64,
 )
+KEYS_AND_VALUES = DENSE.hidden_size * 2 * DENSE.num_kv_heads * DENSE.head_dim  # numbers of a layer's weights for them
 MIXTURE = replace(DENSE, num_experts=6, num_experts_per_token=2)
 CONFIGS = {
     "swiglu": DENSE,
@@ -56,12 +58,20 @@ def run(model: GPT, tokens: list[int]) -> tuple[Tensor, list[Tensor]]:
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("wanted", [[4], [0, 2, 4]])
 def test_products_of_a_step_are_those_that_the_torch_model_computes(config: ModelConfig, wanted: list[int]):
+    """Of the last layer the rows that nobody wants need keys and values only."""
     model, step = model_of(config), Step("", [1, 2, 3, 4, 5], [], wanted)
+    last = model.layers[1].attention
+    assert isinstance(last, SelfAttention)
+    in_last = {parameter.data_ptr() for parameter in model.layers[1].parameters()}
     operations, weights = 0, {}
 
     def counted(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         nonlocal operations
-        operations += 2 * rows.numel() // rows.shape[-1] * weight.numel()
+        num_rows = rows.numel() // rows.shape[-1]
+        num_whole = len(wanted) if weight.data_ptr() in in_last else num_rows
+        operations += 2 * num_whole * weight.numel()
+        if weight is last.qkv.weight:
+            operations += 2 * (num_rows - num_whole) * KEYS_AND_VALUES
         weights[weight.data_ptr()] = weight.numel()
         return torch.nn.functional.linear(rows, weight, bias)
 
@@ -80,13 +90,15 @@ def test_of_a_mixture_every_row_meets_its_experts_and_every_one_used_is_read():
     unembedding = MIXTURE.vocab_size * MIXTURE.hidden_size
     work = least_work(Weights.of(model), MIXTURE, step, experts_used=7, weight_bytes=1)
     assert work.num_bytes == 2 * sum(layer) + 7 * expert + unembedding
-    assert work.operations == 2 * (3 * 2 * sum(layer) + 3 * 2 * MIXTURE.num_experts_per_token * expert + unembedding)
+    whole = sum(layer) + MIXTURE.num_experts_per_token * expert
+    assert work.operations == 2 * (3 * whole + whole + 2 * KEYS_AND_VALUES + unembedding)
 
 
 def test_attention_reads_every_key_of_a_sequence_once_and_meets_those_before_each_row():
     spans = [Span(5, 1, ()), Span(0, 4, ()), Span(10, 3, ())]
     nothing = Weights(shared=0, expert=0, unembedding=0)
-    work = least_work(nothing, DENSE, Step("", [0] * 8, spans, [0]), 0, weight_bytes=2)
+    work = least_work(nothing, DENSE, Step("", [0] * 8, spans, list(range(8))), 0, weight_bytes=2)
+    one_wanted = least_work(nothing, DENSE, Step("", [0] * 8, spans, [7]), 0, weight_bytes=2)
     read = met = 0
     for start, length, _ in spans:
         keys = set()
@@ -99,6 +111,7 @@ def test_attention_reads_every_key_of_a_sequence_once_and_meets_those_before_eac
     score_and_sum = 2 * 2 * DENSE.num_heads * DENSE.head_dim
     assert work.num_bytes == DENSE.num_layers * two_vectors_in_bfloat16 * read
     assert work.operations == DENSE.num_layers * score_and_sum * met
+    assert one_wanted.operations == score_and_sum * (met + 13) + 7 * 2 * KEYS_AND_VALUES
 
 
 def test_the_experts_that_a_step_reads_are_those_that_its_rows_chose():
