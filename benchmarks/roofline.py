@@ -4,8 +4,8 @@
 
 Decode steps at batch 1, 8, 32 and 64 and a prompt of 512 tokens, without scheduler, sampler or HTTP. A step has at
 least to read its weights (of a mixture only those of experts that some row chose) and its sequences' keys and values
-once, and to compute its products and attention, in the last layer only those of the rows that are wanted and the keys and
-values of the others; its share is the least time that can take over the median measured. Small models lie in the
+once, and to compute its products and attention, in the last layer only those of the rows that are wanted and the keys
+and values of the others; its share is the least time that can take over the median measured. Small models lie in the
 processor's caches, which are faster than memory: they may pass 100 %.
 """
 
