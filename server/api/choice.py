@@ -66,7 +66,7 @@ class Choice:
         self._ready_text: list[str] = []
         self._stop_reason: int | str | None = None
         self._beam_score: float | None = None
-        # Tokens already shown, one a step, by whoever asked whether it `shows_at_once`, and not yet accounted for.
+        # Tokens already shown, one a pass, by whoever asked whether it `shows_at_once`, and not yet accounted for.
         self.told: list[int] = []
         self.prompt_logprobs: list[TokenLogprob] = []
         self.token_ids: list[int] = []  # of the answer: those already taken, and those ready to be

@@ -1,4 +1,4 @@
-"""What a core may be given besides its model: who guesses ahead, who compiles grammars who chooses tokens, and
+"""What a core may be given besides its model: who guesses ahead, who compiles grammars, who chooses tokens, and
 how often a step passes through the model."""
 
 from dataclasses import dataclass, field

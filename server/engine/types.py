@@ -155,7 +155,7 @@ class SequenceStep(NamedTuple):
 
     id: int
     num_prompt_tokens: int
-    num_decode_tokens: int  # outputs fed back; more than one in a replay after a preemption
+    num_decode_tokens: int  # outputs fed back: one a pass, or more in a replay after a preemption
     num_draft_tokens: int
     num_accepted_tokens: int
 
