@@ -26,13 +26,7 @@ class Outbox:
     def _flush(self) -> None:
         """Callbacks keep their order: a task that is woken after its stream's last piece was written comes later."""
         bodies, self._bodies = self._bodies[::-1], []
-        try:
-            while bodies:
-                bodies.pop().flush()
-        finally:
-            if bodies:  # a transport raised: the loop says so, and the others go on
-                self._bodies += bodies[::-1]
-                asyncio.get_running_loop().call_soon(self._flush)
+        _flush_all(bodies)
 
 
 class ChunkedBody:
@@ -60,6 +54,16 @@ class ChunkedBody:
         self._pieces.clear()
         if not self._transport.is_closing():
             self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+
+
+def _flush_all(bodies: list[ChunkedBody]) -> None:
+    """From the last to the first, and all in this turn of the loop: it is told what a transport raises only then."""
+    try:
+        while bodies:
+            bodies.pop().flush()
+    finally:
+        if bodies:
+            _flush_all(bodies)
 
 
 class StreamProtocol(HoldingProtocol):
