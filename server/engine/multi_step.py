@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 from model.native.native_model import Draws, Limit
 from model.paged import BLOCK_SIZE, Span
 from server.engine.decoding import Decoding
-from server.engine.plain_steps import plain_row
+from server.engine.plain_steps import latest_tokens, plain_row
 from server.engine.runner import StepResult
 from server.engine.sampling.constraints import is_constrained
 from server.engine.scheduler import Chunk, Scheduler
@@ -64,10 +64,7 @@ class MultiStep:
             return None
         if not scheduler.reserve_ahead(chunks, num_passes - 1):
             return None
-        sequences = [one.sequence for one in decodings]
-        tokens = [sequence.tokens[-1] for sequence in sequences]
-        spans = [Span(len(sequence.tokens) - 1, 1, sequence.blocks) for sequence in sequences]
-        passes = self._decode(tokens, spans, draws, Limit(num_passes, SECONDS_IN_A_ROW))
+        passes = self._decode(*latest_tokens(decodings), draws, Limit(num_passes, SECONDS_IN_A_ROW))
         self.note(passes)
         return passes
 

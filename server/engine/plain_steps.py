@@ -30,13 +30,19 @@ def plain_decodings(chunks: Sequence[Chunk], decodings: Mapping[int, Decoding]) 
 
 def run_plain(runner: Runner, decodings: Sequence[Decoding]) -> StepResult:
     """Compute every sequence's latest token, with its logits."""
+    tokens, spans = latest_tokens(decodings)
+    return runner.run(tokens, spans, range(len(tokens)))
+
+
+def latest_tokens(decodings: Sequence[Decoding]) -> tuple[list[int], list[Span]]:
+    """Every sequence's latest token, and where it stands."""
     tokens: list[int] = []
     spans: list[Span] = []
     for decoding in decodings:
         sequence = decoding.sequence
         tokens.append(sequence.tokens[-1])
         spans.append(Span(len(sequence.tokens) - 1, 1, sequence.blocks))
-    return runner.run(tokens, spans, range(len(tokens)))
+    return tokens, spans
 
 
 def choose_plain(

@@ -119,6 +119,11 @@ def test_numbers_that_are_not_finite_end_the_row_before_anything_is_chosen_of_th
     assert decoded.is_finite == bytes([1, 0, 1, 1] * 2)
 
 
+def test_no_passes_at_all_are_refused() -> None:
+    with pytest.raises(NativeError, match="most_passes is 0; it must be 1 or more"):
+        in_a_row(gpt2(), [11, 12, 13, 14], Limit(0, math.inf))
+
+
 def test_tables_too_short_for_all_passes_are_refused_with_nothing_written() -> None:
     native, untouched = gpt2(), gpt2()
     with pytest.raises(NativeError, match="block table is too short for so many passes"):
