@@ -161,11 +161,14 @@ def test_whoever_gets_no_more_blocks_without_preempting_somebody_passes_once(mod
     ids=["penalty", "min_tokens", "banned", "logprobs", "typical_p"],
 )
 def test_choices_that_take_more_than_logits_are_made_in_single_passes(model: GPT, params: SamplingParams) -> None:
-    requests = [greedy(0, 30), SequenceRequest(1, (7, 8), params)]
+    requests = [greedy(0, 60), SequenceRequest(1, (7, 8), params)]
     core = engine_core(model)
     several = with_passes(core)
-    assert tokens_of(decode(core, requests)) == tokens_of(decode(engine_core(model), requests))
-    assert not several.made or len(several.made) < 10
+    run = decode(core, requests)
+    assert tokens_of(run) == tokens_of(decode(engine_core(model), requests))
+    together = [step for step in run.stats if len(step.sequences) == 2]
+    assert len(together) == len(run.results[1].tokens) > 9  # from the tenth on there would be several
+    assert several.made  # when the other goes on alone
 
 
 def test_tokens_are_not_withheld_for_longer_than_min_tokens(model: GPT) -> None:
@@ -185,8 +188,9 @@ def test_sequences_that_look_for_drafts_pass_once_where_none_are_found(model: GP
     request = replace(greedy(0, 40), speculation=Speculation("ngram"))
     core = engine_core(model, speculator=DraftingSpeculator())
     several = with_passes(core)
-    decode(core, [request])
-    assert not several.made or several.made == [1]
+    run = decode(core, [request])
+    assert any(step.num_draft_tokens == 0 for step in run.stats[2:-1])
+    assert not several.made
     core = engine_core(model, speculator=NoSpeculation())
     several = with_passes(core)
     decode(core, [request])
