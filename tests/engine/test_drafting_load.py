@@ -16,7 +16,7 @@ from model.gpt import GPT
 from model.tokenizer import train_char_tokenizer
 from server.engine import load
 from server.engine.backend import Backend, Backends
-from server.engine.config import EngineConfig
+from server.engine.config import Dtype, EngineConfig
 from server.engine.load import load_engine
 from server.engine.params import SamplingParams
 from server.engine.types import SequenceRequest
@@ -46,6 +46,12 @@ def test_a_fitting_draft_drafts_and_changes_nothing(tmp_path: Path) -> None:
     run = decode(with_draft, speculating(requests, "draft"))
     assert run.results == decode(plain, requests).results
     assert sum(stats.num_draft_tokens for stats in run.stats) > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cache_that_is_like_the_weights_is_called_by_their_format(tmp_path: Path, dtype: Dtype) -> None:
+    info = load_engine(write(tmp_path / "target", TEXT, GQA), replace(CONFIG, dtype=dtype)).info
+    assert (info.dtype, info.kv_cache) == (dtype, dtype)
 
 
 def test_a_draft_with_another_vocabulary_is_refused_in_one_line(tmp_path: Path) -> None:
