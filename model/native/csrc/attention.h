@@ -224,13 +224,14 @@ inline NextKeys next_keys(const StepContext& c, int64_t layer, const AttentionUn
 }
 
 template <class E>
-void attention(const StepContext& c, const Team& team, int64_t layer) {
+void attention(const StepContext& c, const Team& team, int64_t layer, const Panels& upcoming) {
     const AttentionPlan& plan = layer + 1 < c.model->num_layers ? c.space.attention : c.space.last_attention;
-    team.share(plan.count, [&](Range mine, int64_t thread) {
+    const auto units = [&](Range mine, int64_t thread) {
         for (int64_t i = mine.begin; i < mine.end; ++i)
             attend_height<kTileRows, E>(c, thread, layer, plan.units[i],
                                         next_keys(c, layer, plan.units[i + 1 < mine.end ? i + 1 : i]));
-    });
+    };
+    team.share(plan.count, units, upcoming);
 }
 
 }  // namespace ISA

@@ -78,7 +78,7 @@ template <class E>
 void experts(const StepContext& c, const Team& team, const LayerWeights& layer, const InputRows<E>& in) {
     const ModelWeights& m = *c.model;
     const int64_t hidden = round_up(m.hidden_size, kPanel);
-    product(team, layer.router, in, [&](int64_t row, int64_t column, const float* sums) {
+    product(team, layer.router, in, Fetches{}, [&](int64_t row, int64_t column, const float* sums) {
         emit_store(layer.router, column, sums, c.space.router_logits + row * layer.router.columns, layer.router.columns);
     });
     const int64_t choices = layer.experts_per_token;

@@ -66,12 +66,17 @@ struct Forward {
         return index < m.num_layers ? pages_of_layer(c, index).part(third, 3) : PageRuns{};
     }
 
+    // What the first product after a layer reads: the next layer's, or the unembedding.
+    Panels behind(int64_t index) const {
+        return panels_of<E>(index + 1 < m.num_layers ? m.layers[index + 1].qkv : m.unembedding);
+    }
+
     // Queries of the `live` rows, keys and values of all.
-    void project(const ProductWeights& qkv, const InputRows<E>& in, const InputRows<E>& live, const PageRuns& pages) const {
+    void project(const ProductWeights& qkv, const InputRows<E>& in, const InputRows<E>& live, const Fetches& fetches) const {
         const int64_t queries = live.index ? m.num_heads * m.head_dim / kPanel * kPanel : 0;
         const auto columns = [&](int64_t begin, int64_t end, const InputRows<E>& of) {
             const ProductWeights part = some_columns<E>(qkv, begin, end);
-            product(team, part, of, pages, [&](int64_t row, int64_t column, const float* sums) {
+            product(team, part, of, fetches, [&](int64_t row, int64_t column, const float* sums) {
                 emit_store(part, column, sums, c.space.qkv + of.at(row) * qkv.columns + begin, part.columns);
             });
         };
@@ -81,14 +86,16 @@ struct Forward {
 
     // Adds to the `live` rows of the residual stream; keys and values are those of all rows.
     void attend(const LayerWeights& layer, int64_t index, const InputRows<E>& in, const InputRows<E>& live) const {
-        project(layer.qkv, in, live, pages(index, 2));
+        const Panels out = panels_of<E>(layer.out);
+        project(layer.qkv, in, live, {pages(index, 2), out});
         each(in.count, [&](int64_t row) { store_row<E>(c, index, row); });
-        attention<E>(c, team, index);
+        attention<E>(c, team, index, out);
         const auto* attended = reinterpret_cast<const E*>(c.space.attended);
         InputRows<E> heads = rows(attended, round_up(m.num_heads * m.head_dim, kPanel), live.count);
         heads.index = live.index;
         quantise_all(c, team, layer.out, heads);
-        product(team, layer.out, heads, [&](int64_t row, int64_t column, const float* sums) {
+        const Panels next = panels_of<E>(layer.num_experts ? layer.router : *layer.up);
+        product(team, layer.out, heads, {{}, next}, [&](int64_t row, int64_t column, const float* sums) {
             emit_residual(layer.out, column, sums, x(live.at(row)));
         });
     }
@@ -96,12 +103,14 @@ struct Forward {
     void feed_forward(const LayerWeights& layer, int64_t index, const InputRows<E>& in) const {
         if (layer.num_experts) return experts<E>(c, team, layer, in);
         E* inner = reinterpret_cast<E*>(c.space.inner);
-        product(team, *layer.up, in, pages(index + 1, 0), [&](int64_t row, int64_t column, const float* sums) {
+        const Fetches of_up{pages(index + 1, 0), panels_of<E>(*layer.down)};
+        const Fetches of_down{pages(index + 1, 1), behind(index)};
+        product(team, *layer.up, in, of_up, [&](int64_t row, int64_t column, const float* sums) {
             emit_inner(m.activation, *layer.up, column, sums, inner + row * m.inner_size);
         });
         const InputRows<E> activations = rows(inner, m.inner_size, in.count);
         quantise_all(c, team, *layer.down, activations);
-        product(team, *layer.down, activations, pages(index + 1, 1), [&](int64_t row, int64_t column, const float* sums) {
+        product(team, *layer.down, activations, of_down, [&](int64_t row, int64_t column, const float* sums) {
             emit_residual(*layer.down, column, sums, x(in.at(row)));
         });
     }
@@ -123,7 +132,7 @@ struct Forward {
             norm_row(normed(i), x(work.wanted[i]), *norm);
             quantise(c, m.unembedding, in, i);
         });
-        product(team, m.unembedding, in, [&](int64_t row, int64_t column, const float* sums) {
+        product(team, m.unembedding, in, {{}, behind(-1)}, [&](int64_t row, int64_t column, const float* sums) {
             emit_store(m.unembedding, column, sums, work.logits + row * m.vocab_size, m.vocab_size);
         });
         // While they are in the cache.

@@ -198,14 +198,27 @@ void typed_units(Range range, const ProductWeights& weights, const InputRows<E>&
     product_units(range, weights, codes, pages, emit);
 }
 
-template <class E, class Emit>
-void product(const Team& team, const ProductWeights& weights, const InputRows<E>& in, const PageRuns& pages,
-             const Emit& emit) {
-    team.share(num_units(weights, in.count), [&](Range mine, int64_t) { typed_units(mine, weights, in, pages, emit); });
+// The weights, as the product reads them.
+template <class E>
+inline Panels panels_of(const ProductWeights& weights) {
+    const int64_t size = weights.scales ? 1 : static_cast<int64_t>(sizeof(E));
+    return {static_cast<const char*>(weights.packed), kPanel * weights.inputs * size, weights.columns / kPanel};
 }
+
+// What threads fetch during a product, and what then, while they wait for each other.
+struct Fetches {
+    PageRuns pages;
+    Panels upcoming;
+};
+
 template <class E, class Emit>
-void product(const Team& team, const ProductWeights& weights, const InputRows<E>& in, const Emit& emit) {
-    product(team, weights, in, PageRuns{}, emit);
+void product(const Team& team, const ProductWeights& weights, const InputRows<E>& in, const Fetches& fetches,
+             const Emit& emit) {
+    // By value: what is in one place comes over at once from the thread that wrote it.
+    const auto units = [&weights, in, pages = fetches.pages, emit](Range mine, int64_t) {
+        typed_units(mine, weights, in, pages, emit);
+    };
+    team.share(num_units(weights, in.count), units, fetches.upcoming);
 }
 
 // What becomes of a row's panel of sums:
