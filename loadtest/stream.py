@@ -59,6 +59,7 @@ class StreamReading:
         self._decode = msgspec.json.Decoder(Event).decode
         self._counted = 0
         self._first_tokens = 1
+        self._num_together = 0  # later tokens that came with the latest chunk
         self.first: float | None = None
         self.last = 0.0
         self.itls: list[float] = []
@@ -112,12 +113,19 @@ class StreamReading:
         self.num_carried += num_tokens
         if self.first is None:
             self.first, self._first_tokens = now, num_tokens
-        elif num_tokens == 1:
-            self.itls.append(now - self.last)
+        elif now == self.last and self._num_together:
+            # Read together with the chunk before, as from a server that makes several tokens in a step.
+            seconds = self.itls[-1] * self._num_together
+            del self.itls[-self._num_together :]
+            self._share(seconds, self._num_together + num_tokens)
         else:
-            # A chunk of k tokens is k gaps of a k-th each, so that a token weighs the same however it was sent.
-            self.itls.extend([(now - self.last) / num_tokens] * num_tokens)
+            self._share(now - self.last, num_tokens)
         self.last = now
+
+    def _share(self, seconds: float, num_tokens: int) -> None:
+        """Tokens that came together are as many gaps of equal length: one weighs the same however it was sent."""
+        self._num_together = num_tokens
+        self.itls += [seconds / num_tokens] * num_tokens
 
     @property
     def complete(self) -> bool:

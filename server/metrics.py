@@ -29,7 +29,7 @@ def _decades(first: int, last: int) -> tuple[float, ...]:
     return (*(float(f"{step}e{power}") for power in range(first, last) for step in steps), float(f"1e{last}"))
 
 
-TOKEN_SECONDS = _decades(-4, 1)  # 0.1 ms, a token of a Mini-GPT, to 10 s
+TOKEN_SECONDS = _decades(-5, 1)  # 10 us, a tenth of a small Mini-GPT's token, to 10 s
 REQUEST_SECONDS = (*_decades(-3, 2), 150.0, 200.0, 300.0, 450.0, 600.0)  # 1 ms to ten minutes
 TOKEN_COUNTS = tuple(float(2**power) for power in range(17))  # 1 to 65,536
 

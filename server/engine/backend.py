@@ -17,7 +17,7 @@ from model.native.native_model import NativeModel
 from model.paged import kv_bytes_per_block
 from server.engine.config import EngineConfig
 from server.engine.cores import available_cores
-from server.engine.multi_step import MultiStep
+from server.engine.multi_step import Decode
 from server.engine.native_runner import NativeRunner
 from server.engine.runner import Runner
 from server.engine.sampling.native import NativeSampler
@@ -135,9 +135,9 @@ class Backends:
         return _by_torch(model), _by_torch(draft)
 
 
-def open_multi_step(runner: Runner) -> MultiStep | None:
-    """Passes in a row, where the back end chooses tokens itself."""
-    return MultiStep(runner.decode) if isinstance(runner, NativeRunner) else None
+def decode_of(runner: Runner) -> Decode | None:
+    """Passes in a row by a runner, where it chooses tokens itself."""
+    return runner.decode if isinstance(runner, NativeRunner) else None
 
 
 def _demand(config: EngineConfig) -> str:

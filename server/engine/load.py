@@ -13,7 +13,7 @@ from model.fingerprint import checkpoint_fingerprint
 from model.memory import available_bytes
 from model.paged import BLOCK_SIZE
 from model.tokenizer import Tokenizer
-from server.engine.backend import Backend, Backends, open_multi_step
+from server.engine.backend import Backend, Backends, decode_of
 from server.engine.block_pool import BlockPool
 from server.engine.config import EngineConfig
 from server.engine.core import EngineCore
@@ -21,6 +21,7 @@ from server.engine.drafting.draft_model import DraftModel
 from server.engine.drafting.load_draft import load_draft
 from server.engine.drafting.speculator import DraftingSpeculator
 from server.engine.grammar import GrammarCompiler
+from server.engine.multi_step import MultiStep
 from server.engine.parts import Parts
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import blocks_for
@@ -79,7 +80,8 @@ def load_engine(
     speculator = _build_speculator(draft_backend, num_blocks, config.max_step_tokens, choose)
     grammars = GrammarCompiler(tokenizer, model_config.vocab_size)
     runner = backend.new_runner(num_blocks)
-    parts = Parts(speculator, grammars.start, choose, open_multi_step(runner))
+    decode = decode_of(runner)
+    parts = Parts(speculator, grammars.start, choose, None if decode is None else MultiStep(decode))
     return EngineCore(info, runner, scheduler, time.monotonic, parts)
 
 
@@ -108,7 +110,8 @@ def _build_speculator(
     """The draft model's cache has as many blocks as the target's, as it is addressed by the same tables."""
     if draft is None:
         return DraftingSpeculator()
-    return DraftingSpeculator(DraftModel(draft.new_runner(num_blocks), max_step_tokens, time.monotonic, choose))
+    runner = draft.new_runner(num_blocks)
+    return DraftingSpeculator(DraftModel(runner, max_step_tokens, time.monotonic, choose, decode_of(runner)))
 
 
 def _choose_device(config: EngineConfig) -> torch.device:

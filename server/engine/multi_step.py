@@ -4,7 +4,7 @@ The model's passes follow each other in one call: each chooses a token for every
 everybody else it is one step that gives each sequence several tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from model.native.native_model import Draws, Limit
@@ -13,6 +13,7 @@ from server.engine.decoding import Decoding
 from server.engine.plain_steps import latest_tokens, plain_row
 from server.engine.runner import StepResult
 from server.engine.sampling.constraints import is_constrained
+from server.engine.sampling.row import Row
 from server.engine.scheduler import Chunk, Scheduler
 
 # Passes follow each other for so long, in which nobody is admitted, aborted or told anything: less than anyone notices.
@@ -60,7 +61,10 @@ class MultiStep:
     def run(self, decodings: Sequence[Decoding], chunks: Sequence[Chunk], scheduler: Scheduler) -> Passes | None:
         """The passes of a step of plain sequences, whose chunks these are; None where one is all there can be."""
         num_passes = self.num_passes(decodings)
-        if num_passes < 2 or (draws := _draws(decodings)) is None:
+        if num_passes < 2:
+            return None
+        draws = draws_of([plain_row(one) for one in decodings], [one.endings for one in decodings])
+        if draws is None:
             return None
         if not scheduler.reserve_ahead(chunks, num_passes - 1):
             return None
@@ -84,13 +88,15 @@ class MultiStep:
         self._seconds_per_pass = max(passes.result.forward_seconds / passes.num_passes, _LEAST_SECONDS)
 
 
-def _draws(decodings: Sequence[Decoding]) -> Draws | None:
-    """How the sequences' tokens are chosen; None where that takes more than logits and parameters."""
+def draws_of(rows: Sequence[Row], endings: Sequence[Collection[int]]) -> Draws | None:
+    """How the rows' tokens and those behind them are chosen; None where that takes more than logits and parameters.
+
+    `endings` are the tokens that end each row's sequence.
+    """
     programs: list[bytes] = []
-    for one in decodings:
-        row = plain_row(one)
+    for row in rows:
         program = row.params.program
-        if one.state is not None or program is None or is_constrained(row):
+        if row.state is not None or program is None or is_constrained(row):
             return None
         programs.append(program)
-    return Draws(programs, [one.endings for one in decodings])
+    return Draws(programs, endings)

@@ -8,6 +8,7 @@ from engine_driver import Result, Ticks
 from tiny_models import VOCAB_SIZE
 
 from model.gpt import GPT
+from server.engine.backend import decode_of
 from server.engine.decoding import Decoding, Verification
 from server.engine.drafting.draft_model import DraftModel
 from server.engine.drafting.speculator import DraftingSpeculator
@@ -28,7 +29,8 @@ def draft_model(
     model: GPT, num_blocks: int = NUM_BLOCKS, max_step_tokens: int = 512, backend: str | None = None
 ) -> DraftModel:
     clock = Ticks()
-    return DraftModel(BACKENDS[backend or Chosen.name](model, num_blocks, clock), max_step_tokens, clock)
+    runner = BACKENDS[backend or Chosen.name](model, num_blocks, clock)
+    return DraftModel(runner, max_step_tokens, clock, decode=decode_of(runner))
 
 
 def drafting_by(model: GPT, num_blocks: int = NUM_BLOCKS) -> DraftingSpeculator:

@@ -18,16 +18,23 @@ STATS = StepStats(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 
 @dataclass
 class World:
-    """A machine: a step takes fixed + per_token * tokens milliseconds, a draft pass per_pass + per_token * tokens."""
+    """A machine: a step takes fixed + per_token * tokens milliseconds, a draft pass per_pass + per_token * tokens.
+
+    Without drafts a step has `plain_passes`, and what is fixed is spent once.
+    """
 
     rates: dict[DraftMethod, float]  # chance that a draft is right
     fixed: float = 10.0
     per_token: float = 0.0
     per_pass: float = 1.0
     num_running: int = 1
+    plain_passes: int = 1
 
     def step_seconds(self, num_tokens: int) -> float:
         return (self.fixed + self.per_token * num_tokens) / 1000
+
+    def plain_seconds(self) -> float:
+        return (self.fixed + self.per_token * self.num_running * self.plain_passes) / 1000
 
 
 class Simulation:
@@ -56,7 +63,7 @@ class Simulation:
         return (self.num_tokens - tokens) / (self.seconds - seconds)
 
     def plain_rate(self) -> float:
-        return self.world.num_running / self.world.step_seconds(self.world.num_running)
+        return self.world.num_running * self.world.plain_passes / self.world.plain_seconds()
 
     def _step(self) -> None:
         counts = {}
@@ -72,11 +79,18 @@ class Simulation:
             if wish:
                 self.acceptance.record(method, id_, min(wish, num_right + 1), num_right)
             self.num_tokens += 1 + num_right
-        num_computed = len(self.sequences) + sum(self.wishes)
-        seconds = draft_seconds + self.world.step_seconds(num_computed)
+        num_computed, num_drafts = len(self.sequences) + sum(self.wishes), sum(self.wishes)
+        num_passes = 1 if num_drafts else self.world.plain_passes
+        seconds = draft_seconds + (self.world.step_seconds(num_computed) if num_drafts else self.world.plain_seconds())
         self.seconds += seconds
+        self.num_tokens += (num_passes - 1) * len(self.sequences)
         stats = replace(
-            STATS, duration_seconds=seconds, draft_seconds=draft_seconds, num_running=self.world.num_running
+            STATS,
+            duration_seconds=seconds,
+            draft_seconds=draft_seconds,
+            num_draft_tokens=num_drafts,
+            num_running=self.world.num_running,
+            num_passes=num_passes,
         )
         self.adaptive.measured(stats, num_computed)
 
@@ -126,6 +140,22 @@ def test_the_same_drafts_are_used_when_the_step_is_dominated_by_its_fixed_cost()
     simulation = settled(World({"draft": 0.6, "suffix": 0.0}, per_pass=0.5), ["draft", "suffix"])
     assert 2 <= max(simulation.wishes) <= 8
     assert simulation.rate(2000) > 1.6 * simulation.plain_rate()
+
+
+def test_drafts_that_would_pay_are_given_up_where_plain_steps_have_several_passes() -> None:
+    world = World({"draft": 0.7, "suffix": 0.2}, fixed=1.0, per_token=0.1, per_pass=0.2)
+    assert settled(world, ["draft", "suffix"]).rate(2000) > 1.2 * settled(world, ["draft", "suffix"]).plain_rate()
+    several = settled(replace(world, plain_passes=8), ["draft", "suffix"])
+    assert several.rate(3000) > 0.97 * several.plain_rate()
+
+
+def test_drafting_that_paid_is_given_up_once_plain_steps_have_become_cheap() -> None:
+    """While everybody drafts nothing else would tell what a step without drafts costs."""
+    simulation = settled(World({"draft": 0.7}, fixed=1.0, per_token=0.1, per_pass=0.2), ["draft"])
+    assert max(simulation.wishes) > 1
+    simulation.world = replace(simulation.world, plain_passes=8)
+    simulation.run(1000)
+    assert simulation.rate(3000) > 0.97 * simulation.plain_rate()
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.5, 0.7, 0.9])

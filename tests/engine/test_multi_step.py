@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from backends import natively_only
+from drafting_cases import draft_model, requests_of, speculating
 from engine_driver import Run, decode, decode_arriving, drain, engine_core, preempt
 from request_mix import request_mix
 from tiny_models import FAMILIES, tiny_model
@@ -214,6 +215,29 @@ def test_numbers_that_are_not_finite_end_one_sequence_after_the_passes_before(mo
     assert run.results[0].finish_reason == "error"
     assert (run.results[1].tokens, run.results[1].finish_reason) == (second, "length")
     assert max(several.made) == num_passes
+
+
+@pytest.mark.parametrize("kind", ["greedy", "warm", "penalties"])
+def test_a_draft_model_guesses_the_same_in_a_row_and_one_by_one(
+    model: GPT, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    decode_in_a_row = NativeRunner.decode
+
+    def counted(self: NativeRunner, tokens: Sequence[int], spans: Sequence[Span], draws: Draws, limit: Limit) -> Passes:
+        asked.append(limit.num_passes)
+        return decode_in_a_row(self, tokens, spans, draws, limit)
+
+    monkeypatch.setattr(NativeRunner, "decode", counted)
+    requests = speculating(requests_of(kind), "draft")
+    drafts = draft_model(tiny_model(FAMILIES["gqa"], seed=1))
+    in_a_row = decode(engine_core(model, speculator=DraftingSpeculator(drafts)), requests)
+    assert set(asked) == (set() if kind == "penalties" else {2, 3})
+    drafts = draft_model(tiny_model(FAMILIES["gqa"], seed=1))
+    drafts._decode = None
+    one_by_one = decode(engine_core(model, speculator=DraftingSpeculator(drafts)), requests)
+    assert tokens_of(in_a_row) == tokens_of(one_by_one)
+    assert [step.drafts for step in in_a_row.stats] == [step.drafts for step in one_by_one.stats]
 
 
 def passes_of(seconds: float, num_passes: int) -> Passes:

@@ -63,6 +63,12 @@ def test_gaps_are_per_token_with_continuous_usage():
     assert (reading.output_tokens, reading.num_chunks, reading.tpot) == (4, 2, 0.5)
 
 
+def test_chunks_read_together_share_the_time_since_the_one_before():
+    together = [(event("b"), 2.5), (event("c"), 2.5), (event("d"), 2.5)]
+    reading = read((event("a"), 1.0), *together, (event("e"), 2.75), (event("f"), 2.75))
+    assert reading.itls == [0.5, 0.5, 0.5, 0.125, 0.125]
+
+
 def test_continuous_usage_counts_a_token_whose_text_is_still_held_back():
     reading = read((event("a", tokens=1), 1.0), (event("", tokens=2), 2.0), continuous=True)
     assert reading.itls == [1.0]

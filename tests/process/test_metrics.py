@@ -99,7 +99,7 @@ def test_a_label_value_that_was_not_declared_is_refused() -> None:
         Gauge("g", "text", {"model": ["a"]}).set(1, "b")
 
 
-@pytest.mark.parametrize(("bounds", "low", "high"), [(TOKEN_SECONDS, 0.0001, 10.0), (REQUEST_SECONDS, 0.001, 600.0)])
+@pytest.mark.parametrize(("bounds", "low", "high"), [(TOKEN_SECONDS, 0.00001, 10.0), (REQUEST_SECONDS, 0.001, 600.0)])
 def test_buckets_resolve_a_mini_gpt_and_reach_up_to_minutes(bounds: tuple[float, ...], low: float, high: float) -> None:
     assert bounds[0] == low
     assert bounds[-1] == high

@@ -72,7 +72,8 @@ class Adaptive:
         self._methods = list(methods)
         self._pass_costs = pass_costs
         self._acceptance = acceptance
-        self._target_costs = CostCurve()
+        # Of a step with drafts, and of a token of a step without any, which small models compute several of in a row.
+        self._target_costs, self._plain_costs = CostCurve(), CostCurve()
         self._lookup_costs = {method: CostCurve() for method in methods if method not in pass_costs}
         self._plan = Plan(self._methods[0], _PROBE_TOKENS)  # nothing is measured yet: find out
         self._is_planning = True  # after this step: who wishes is written down only then
@@ -81,6 +82,7 @@ class Adaptive:
         self._num_steps = 0
         self._planned_for = 0  # sequences running
         self._probe: tuple[int, DraftMethod] | None = None
+        self._is_resting = False  # nobody drafts for a few steps, to see what that costs
 
     def withdraw(self, method: DraftMethod) -> None:
         """The method has failed for good."""
@@ -93,6 +95,8 @@ class Adaptive:
         self._num_wishing += 1
         if self._is_planning:
             self._wishing[id_] = sequence
+        if self._is_resting:
+            return 0
         if self._probe is not None and self._probe[0] == id_:
             return _PROBE_TOKENS
         plan = self._plan
@@ -106,19 +110,16 @@ class Adaptive:
 
     def measured(self, stats: StepStats, num_tokens: int) -> None:
         """What a step of `num_tokens` (drafts included) cost; then think about the next."""
-        is_news = False
-        if num_tokens and not stats.num_prompt_tokens:
-            seconds = (stats.duration_seconds - stats.draft_seconds) / stats.num_passes
-            is_news = self._target_costs.record(num_tokens, seconds)
+        is_news = bool(num_tokens) and not stats.num_prompt_tokens and self._record(stats, num_tokens)
         if not self._num_wishing:
             return
-        if self._plan.method in self._lookup_costs and self._probe is None:
+        if self._plan.method in self._lookup_costs and self._probe is None and not self._is_resting:
             self._lookup_costs[self._plan.method].record(self._num_wishing, stats.draft_seconds)
         self._num_wishing = 0
         self._num_steps += 1
         phase = self._num_steps % _STEPS_BETWEEN_PROBES
         if phase == _STEPS_PER_PROBE:
-            self._probe = None
+            self._probe, self._is_resting = None, False
         if self._is_planning and self._wishing:
             if phase == 0:
                 self._choose_probe()
@@ -129,17 +130,34 @@ class Adaptive:
         load_shift = abs(stats.num_running - self._planned_for)
         self._is_planning = is_news or (self._num_steps + 1) % period == 0 or load_shift > self._planned_for // 8
 
+    def _record(self, stats: StepStats, num_tokens: int) -> bool:
+        """What a step without prompt tokens cost. Returns whether nothing was known of the like."""
+        seconds = stats.duration_seconds - stats.draft_seconds
+        is_news = False
+        if self._is_resting or not (self._plan.num_tokens or stats.num_draft_tokens):
+            is_news = self._plain_costs.record(num_tokens, seconds / stats.num_passes)
+        if stats.num_passes == 1:
+            is_news = self._target_costs.record(num_tokens, seconds) or is_news
+        return is_news
+
+    def _plain_seconds(self, num_running: int) -> float:
+        """What a token of each takes without drafts; 0 while nothing is known."""
+        return self._plain_costs.estimate(num_running) or self._target_costs.estimate(num_running)
+
     def _choose_probe(self) -> None:
-        """Let the sequence that has least to catch up with try another method, or drafting at all."""
-        others = [method for method in self._methods if method != self._plan.method]
-        if others:
-            sequence = min(self._wishing.values(), key=_num_behind)
-            turn = self._num_steps // _STEPS_BETWEEN_PROBES
-            self._probe = (sequence.request.id, others[turn % len(others)])
+        """Let the sequence that has least to catch up with try another method, or nobody draft where everybody does."""
+        others = [method for method in ("off", *self._methods) if method != self._plan.method]
+        turn = self._num_steps // _STEPS_BETWEEN_PROBES
+        method = others[turn % len(others)]
+        if method == "off":
+            self._is_resting = True
+            return
+        sequence = min(self._wishing.values(), key=_num_behind)
+        self._probe = (sequence.request.id, method)
 
     def _best_plan(self, num_running: int) -> Plan:
         num_running = max(num_running, len(self._wishing))
-        seconds = self._target_costs.estimate(num_running)
+        seconds = self._plain_seconds(num_running)
         if not seconds:
             return self._plan
         load = Load(num_running, num_running / seconds, self._wishing.values())
@@ -157,7 +175,7 @@ class Adaptive:
         coverage = self._acceptance.coverage(method)
         drafting = len(self._wishing) * coverage
         passes = self._seconds_drafting(method, count)
-        alone = self._target_costs.estimate(load.num_running)
+        alone = self._plain_seconds(load.num_running)
         extra = self._target_costs.estimate(load.num_running + round(drafting * count)) - alone + passes
         plan = Plan(method, count, worth=max(0.0, load.plain * extra / (drafting * count)))
         num_drafts = num_right = 0.0

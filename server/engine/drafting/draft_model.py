@@ -5,18 +5,21 @@ that the same noise decides (coupling by common randomness, Daliri et al. 2025).
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 
 from torch import Tensor
 
+from model.native.native_model import Limit
 from model.paged import Span
 from server.engine.decoding import Decoding, Verification
 from server.engine.drafting.costs import CostCurve
 from server.engine.drafting.draft_cache import DraftCacheLedger
 from server.engine.drafting.drafter import Drafts
 from server.engine.grammar_spec import GrammarError
+from server.engine.multi_step import Decode, draws_of
 from server.engine.runner import Runner
 from server.engine.sampler import Row
 from server.engine.scheduler import Chunk
@@ -78,8 +81,11 @@ class DraftModel:
         max_step_tokens: int,
         clock: Callable[[], float],
         choose: Choose = choose_by_torch,
+        decode: Decode | None = None,
     ) -> None:
+        """`decode` makes several passes in one call, where the runner can."""
         self.pass_costs = CostCurve()
+        self._decode = decode
         self._runner = runner
         self._max_step_tokens = max_step_tokens
         self._context_length = runner.config.context_length
@@ -92,10 +98,8 @@ class DraftModel:
         started = self._catch_up(chunks, decodings)
         going = started
         while going := [ahead for ahead in going if not ahead.is_over]:
-            spans = [ahead.span() for ahead in going]
-            for ahead, span in zip(going, spans, strict=True):
-                self._ledger.overwrite(ahead.decoding.sequence, span.start, span.start + span.length)
-            self._run([ahead.drafts[-1] for ahead in going], spans, range(len(going)), going)
+            if not self._run_in_a_row(going):
+                self._run([ahead.drafts[-1] for ahead in going], self._spans(going, 1), range(len(going)), going)
         return {ahead.decoding.sequence.request.id: tuple(ahead.drafts) for ahead in started if ahead.drafts}
 
     def verified(self, verification: Verification) -> None:
@@ -155,6 +159,33 @@ class DraftModel:
             raise DraftNotFiniteError("its numbers are not finite")
         self._decide(result.logits, deciding)
         self.pass_costs.record(len(tokens), self._clock() - started)
+
+    def _spans(self, going: Sequence[_Ahead], num_passes: int) -> list[Span]:
+        """Of the latest drafts, which so many passes will compute, and those behind them."""
+        spans = [ahead.span() for ahead in going]
+        for ahead, span in zip(going, spans, strict=True):
+            self._ledger.overwrite(ahead.decoding.sequence, span.start, span.start + num_passes)
+        return spans
+
+    def _run_in_a_row(self, going: Sequence[_Ahead]) -> bool:
+        """As many passes as everybody wants drafts, in one call; False where there is none that chooses as they do."""
+        num_passes = min(ahead.num_wanted - len(ahead.drafts) for ahead in going)
+        if self._decode is None or num_passes < 2:
+            return False
+        rows = [row for ahead in going if (row := ahead.row()) is not None]
+        draws = draws_of(rows, [ahead.decoding.endings for ahead in going]) if len(rows) == len(going) else None
+        if draws is None:
+            return False
+        started = self._clock()
+        latest = [ahead.drafts[-1] for ahead in going]
+        passes = self._decode(latest, self._spans(going, num_passes), draws, Limit(num_passes, math.inf))
+        if passes.is_open:
+            raise DraftNotFiniteError("its numbers are not finite")
+        for ahead, tokens in zip(going, passes.tokens, strict=True):
+            for token in tokens:
+                ahead.keep(token)
+        self.pass_costs.record(len(going), (self._clock() - started) / passes.num_passes)
+        return True
 
     def _decide(self, logits: Tensor, deciding: Sequence[_Ahead]) -> None:
         """Give each its next draft; logits [deciding, vocab]."""
