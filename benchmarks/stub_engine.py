@@ -45,6 +45,9 @@ class StubCore:
         for id_ in ids:
             self._left.pop(id_, None)
 
+    def watch(self, descriptor: int) -> None:
+        """Its steps are short."""
+
     def has_work(self) -> bool:
         return bool(self._left)
 

@@ -61,6 +61,10 @@ class Core(Protocol):
 
     def has_work(self) -> bool: ...
 
+    def watch(self, descriptor: int) -> None:
+        """Steps need not go on for long once the descriptor has something to read."""
+        ...
+
     def step(self) -> StepOutput: ...
 
     def inspect(self, salt_prefix: str, limit: int) -> Inspection: ...
@@ -79,6 +83,11 @@ class Link:
         self._inbox: deque[ToEngine] = deque()
         self._unsent: deque[memoryview] = deque()
         self._num_unsent_bytes = 0
+
+    @property
+    def descriptor(self) -> int:
+        """Of the socket."""
+        return self._socket.fileno()
 
     @property
     def is_clogged(self) -> bool:
@@ -183,6 +192,8 @@ def run(sock: socket.socket, load: Load) -> int:
 def _serve(link: Link, load: Load) -> NoReturn:
     """Configure, then step for ever. Left by an exception only: Disconnected when all is well."""
     cores = load(_first_message(link))
+    for core in cores:
+        core.watch(link.descriptor)
     # What loading made lives as long as the process; without this every full collection would walk all of it.
     gc.collect()
     gc.freeze()

@@ -95,6 +95,7 @@ class DecodeWork(Structure):
         ("num_endings", c_void_p),
         ("most_passes", c_int64),
         ("seconds", c_double),
+        ("watched", c_int64),
         ("chosen", c_void_p),
         ("num_passes", c_int64),
         ("num_chosen", c_int64),

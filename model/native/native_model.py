@@ -23,10 +23,12 @@ class Draws(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """How long steps follow each other: so many at most, and no further one once the seconds have gone by."""
+    """How long steps follow each other: so many at most, and no further one once the seconds have gone by or something
+    has come to the watched descriptor."""
 
     num_passes: int
     seconds: float
+    watched: int = -1  # none
 
 
 class Decoded(NamedTuple):
@@ -115,7 +117,7 @@ class NativeModel:
         work.endings, work.num_endings, work.chosen = (
             values.buffer_info()[0] for values in (endings, num_endings, chosen)
         )
-        work.most_passes, work.seconds = limit
+        work.most_passes, work.seconds, work.watched = limit
         check(self._library, self._library.minigpt_decode(self._session, work))
         del inputs  # which the work only points to
         taken = chosen[: work.num_chosen * count].tolist()

@@ -110,6 +110,11 @@ class EngineCore:
         """Whether `step` would do or report anything."""
         return bool(self._decodings or self._searches or self._aborted)
 
+    def watch(self, descriptor: int) -> None:
+        """Steps of several passes end early from now on when the descriptor has something to read."""
+        if self._multi_step is not None:
+            self._multi_step.watch(descriptor)
+
     def inspect(self, salt_prefix: str, limit: int) -> Inspection:
         """Who holds which block, for one asker; see `inspection.inspect`."""
         return inspect(self.scheduler, self._lineage, salt_prefix, limit)

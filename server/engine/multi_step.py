@@ -16,8 +16,8 @@ from server.engine.sampling.constraints import is_constrained
 from server.engine.sampling.row import Row
 from server.engine.scheduler import Chunk, Scheduler
 
-# Passes follow each other for so long, in which nobody is admitted, aborted or told anything: less than anyone notices.
-SECONDS_IN_A_ROW = 0.001
+# Passes follow each other for so long, in which nobody is told anything: less than anyone notices.
+SECONDS_IN_A_ROW = 0.005
 # So many tokens need at most one block more for each sequence.
 MOST_PASSES = BLOCK_SIZE
 _LEAST_SECONDS = 1e-9  # a clock may not have moved
@@ -56,6 +56,7 @@ class MultiStep:
 
     def __init__(self, decode: Decode) -> None:
         self._decode = decode
+        self._watched = -1
         self._seconds_per_pass = SECONDS_IN_A_ROW  # nothing is measured yet
 
     def run(self, decodings: Sequence[Decoding], chunks: Sequence[Chunk], scheduler: Scheduler) -> Passes | None:
@@ -68,9 +69,13 @@ class MultiStep:
             return None
         if not scheduler.reserve_ahead(chunks, num_passes - 1):
             return None
-        passes = self._decode(*latest_tokens(decodings), draws, Limit(num_passes, SECONDS_IN_A_ROW))
+        passes = self._decode(*latest_tokens(decodings), draws, Limit(num_passes, SECONDS_IN_A_ROW, self._watched))
         self.note(passes)
         return passes
+
+    def watch(self, descriptor: int) -> None:
+        """From now on no pass follows once the descriptor has something to read: whoever asks waits for one at most."""
+        self._watched = descriptor
 
     def num_passes(self, decodings: Sequence[Decoding]) -> int:
         """As many as there is time for, and as all the sequences have tokens already and may still get.

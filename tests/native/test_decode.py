@@ -1,6 +1,7 @@
 """Steps in a row in one call against as many calls: the same tokens, the same numbers, the same cache."""
 
 import math
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -106,6 +107,21 @@ def test_no_pass_begins_beyond_the_limit(limit: Limit, num_passes: int) -> None:
     expected = flat(one_by_one(gpt2(), [11, 12, 13, 14], num_passes)[0])
     decoded = in_a_row(gpt2(), [11, 12, 13, 14], limit)
     assert (decoded.tokens, decoded.num_passes) == (expected, num_passes)
+
+
+def test_no_pass_begins_once_the_watched_descriptor_has_something_to_read_or_no_writer_left() -> None:
+    reading, writing = os.pipe()
+    passes = []
+    for disturb in (
+        lambda: None,
+        lambda: os.write(writing, b"x"),
+        lambda: os.read(reading, 1),
+        lambda: os.close(writing),
+    ):
+        disturb()
+        passes.append(in_a_row(gpt2(), [11, 12, 13, 14], Limit(PASSES, math.inf, reading)).num_passes)
+    os.close(reading)
+    assert passes == [PASSES, 1, PASSES, 1]
 
 
 def test_numbers_that_are_not_finite_end_the_row_before_anything_is_chosen_of_them() -> None:

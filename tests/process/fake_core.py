@@ -54,6 +54,7 @@ class FakeCore:
     def __init__(self, step_seconds: float = 0.0, max_running: int = 8, tokens_per_step: int = 1) -> None:
         self.info = INFO
         self.num_steps = 0
+        self.watched = -1
         self._step_seconds = step_seconds
         self._max_running = max_running
         self._tokens_per_step = tokens_per_step
@@ -74,6 +75,9 @@ class FakeCore:
             if id_ in self._requests:
                 self._forget(id_)
                 self._aborted.append(id_)
+
+    def watch(self, descriptor: int) -> None:
+        self.watched = descriptor
 
     def has_work(self) -> bool:
         return bool(self._requests or self._aborted)

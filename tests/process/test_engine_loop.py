@@ -45,6 +45,7 @@ class Far:
         self._inbox: list[FromEngine] = []
         self._thread = threading.Thread(target=lambda: self.exit_codes.append(run(theirs, load)))
         self._theirs = theirs
+        self.engine_descriptor = theirs.fileno()
         self._thread.start()
 
     def send(self, message: Commands | Configure) -> None:
@@ -313,3 +314,9 @@ def test_garbage_from_the_other_side_ends_the_process(
     far.socket.sendall(b"\xff" * 100)
     assert far.exit_code() == engine_loop.EXIT_CRASHED
     assert "engine_crashed" in caplog.text
+
+
+def test_every_core_is_told_what_to_watch_for_messages(start: Callable[..., Far]) -> None:
+    cores = [FakeCore(), FakeCore()]
+    far = start(*cores)
+    assert [core.watched for core in cores] == [far.engine_descriptor] * 2

@@ -100,6 +100,7 @@ struct DecodeWork {
     const int64_t* num_endings;          // [num_spans]
     int64_t most_passes;
     double seconds;            // once they have gone by, no further pass begins
+    int64_t watched;           // nor once this descriptor has something to read; none if negative
     int64_t* chosen;           // [most_passes, num_spans]
     // What came of it:
     int64_t num_passes;

@@ -1,5 +1,7 @@
 #include "decode.h"
 
+#include <poll.h>
+
 #include <algorithm>
 #include <chrono>
 #include <stdexcept>
@@ -39,6 +41,13 @@ bool has_ended(const DecodeWork& work, const int64_t* chosen) {
     return false;
 }
 
+// Whether there is something to read, or nobody left who writes.
+bool has_news(int64_t descriptor) {
+    if (descriptor < 0) return false;
+    pollfd asked{static_cast<int>(descriptor), POLLIN, 0};
+    return poll(&asked, 1, 0) > 0;
+}
+
 double seconds_between(Clock::time_point start, Clock::time_point end) {
     return std::chrono::duration<double>(end - start).count();
 }
@@ -75,5 +84,5 @@ void decode(Session& session, DecodeWork& work) {
         now = Clock::now();
         work.choose_seconds += seconds_between(passed, now);
         if (has_ended(work, chosen)) return;
-    } while (work.num_passes < work.most_passes && seconds_between(start, now) < work.seconds);
+    } while (work.num_passes < work.most_passes && seconds_between(start, now) < work.seconds && !has_news(work.watched));
 }

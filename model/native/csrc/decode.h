@@ -4,7 +4,7 @@
 #include "abi.h"
 #include "session.h"
 
-// At least one pass, and another while all is finite, no sequence has ended, `most_passes` are not done and
-// `seconds` have not gone by. Throws std::invalid_argument, with nothing written, for spans and tables that do not
+// At least one pass, and another while all is finite, no sequence has ended, `most_passes` are not done, `seconds` have
+// not gone by and nothing has come to the watched descriptor. Throws std::invalid_argument, with nothing written, for spans and tables that do not
 // allow so many passes, and what Session::step and choose_tokens throw.
 void decode(Session& session, DecodeWork& work);
