@@ -23,7 +23,7 @@ from benchmarks.driving import spread
 from benchmarks.serving import ROOT
 
 PROMPT_TOKENS, OUTPUT_TOKENS, LONG_PROMPT_TOKENS = 48, 128, 512
-ENGINE = {"threads": 2}
+ENGINE = {"threads": 2, "max_step_tokens": 512}
 PROPERTIES = {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16", "INFERENCE_NUM_THREADS": 2}
 SCHEDULING = {"cache_size": 2, "max_num_seqs": 64, "max_num_batched_tokens": 512}
 

@@ -33,7 +33,12 @@ def assign_drafts(sources: Sequence[ModelSource], arguments: Sequence[str]) -> t
 def check_default(method: DraftMethod, sources: Sequence[ModelSource]) -> None:
     """Raises CannotStart when requests are to be drafted for by a model that there is none of."""
     without = [source.name for source in sources if source.draft is None]
-    require(method != "draft" or not without, "speculative", method, f"{', '.join(without)} has no draft; see --draft")
+    require(
+        method != "draft" or not without,
+        "speculative",
+        method,
+        f"no draft for {', '.join(without)}; use auto, or --draft",
+    )
 
 
 def _parse(argument: str, sources: Sequence[ModelSource]) -> Mapping[str, Path]:

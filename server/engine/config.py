@@ -27,8 +27,9 @@ class EngineConfig:
     """KV-cache blocks of 16 tokens per model; sized from the memory at hand when not given."""
     max_running: int = 64
     """Sequences that decode together."""
-    max_step_tokens: int = 512
-    """Prompt and output tokens computed in one step; longer prompts are cut into chunks."""
+    max_step_tokens: int = 192
+    """Prompt and output tokens computed in one step; longer prompts are cut into chunks. Some 200 keep a CPU's dot
+    products busy; a GPU wants more."""
     threads: int | None = None
     """CPU threads of the engine; when not given every core, or with torch every core but one."""
     allow_inexact: bool = False

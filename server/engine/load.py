@@ -57,19 +57,20 @@ def load_engine(
     bytes_per_block = sum(one.bytes_per_block for one in (backend, draft_backend) if one is not None)
     num_blocks = _size_cache(model_config, config, bytes_per_block, device)
     tokenizer = Tokenizer.load(checkpoint)
+    dtype_name = str(dtype).removeprefix("torch.")
     info = EngineInfo(
         vocab_size=model_config.vocab_size,
         context_length=min(model_config.context_length, num_blocks * BLOCK_SIZE),
         eos_token_ids=tokenizer.eos_token_ids,
         num_parameters=num_parameters,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name,
         device=str(device),
         num_blocks=num_blocks,
         backend=backend.name,
         fingerprint=checkpoint_fingerprint(checkpoint),
         has_draft_model=draft_backend is not None,
         quantize=config.quantize,
-        kv_cache=str(dtype).removeprefix("torch.") if config.kv_cache == "auto" else config.kv_cache,
+        kv_cache=dtype_name if config.kv_cache == "auto" else config.kv_cache,
         num_layers=model_config.num_layers,
         num_heads=model_config.num_heads,
         num_experts_per_token=model_config.num_experts_per_token,

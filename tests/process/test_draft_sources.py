@@ -79,7 +79,7 @@ def test_what_fits_nothing_is_refused_in_one_line(folder: Path) -> None:
 def test_a_default_that_needs_a_draft_is_refused_without_one(folder: Path) -> None:
     sources = assign_drafts(resolve_models([], folder), [])
     check_default("auto", sources)
-    with pytest.raises(CannotStart, match="--speculative draft: words has no draft; see --draft"):
+    with pytest.raises(CannotStart, match="--speculative draft: no draft for words; use auto, or --draft"):
         check_default("draft", sources)
 
 
