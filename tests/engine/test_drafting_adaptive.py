@@ -149,6 +149,13 @@ def test_drafts_that_would_pay_are_given_up_where_plain_steps_have_several_passe
     assert several.rate(3000) > 0.97 * several.plain_rate()
 
 
+def test_nobody_left_who_drafts_leaves_nothing_to_try() -> None:
+    simulation = settled(World({"draft": 0.9}), ["draft"])
+    simulation.adaptive.withdraw("draft")
+    simulation.run(1000)
+    assert simulation.wishes == [0]
+
+
 def test_drafting_that_paid_is_given_up_once_plain_steps_have_become_cheap() -> None:
     """While everybody drafts nothing else would tell what a step without drafts costs."""
     simulation = settled(World({"draft": 0.7}, fixed=1.0, per_token=0.1, per_pass=0.2), ["draft"])

@@ -16,7 +16,8 @@ using Clock = std::chrono::steady_clock;
 
 void check(const DecodeWork& work) {
     const StepWork& step = work.step;
-    if (work.most_passes < 1) throw std::invalid_argument("most_passes is " + std::to_string(work.most_passes) + "; it must be 1 or more");
+    if (work.most_passes < 1)
+        throw std::invalid_argument("most_passes is " + std::to_string(work.most_passes) + "; it must be 1 or more");
     if (step.num_rows != step.num_spans || step.num_wanted != step.num_spans)
         throw std::invalid_argument("a decode step has a row and its logits for each span");
     for (int64_t i = 0; i < step.num_spans; ++i)

@@ -147,6 +147,8 @@ class Adaptive:
     def _choose_probe(self) -> None:
         """Let the sequence that has least to catch up with try another method, or nobody draft where everybody does."""
         others = [method for method in ("off", *self._methods) if method != self._plan.method]
+        if not others:
+            return
         turn = self._num_steps // _STEPS_BETWEEN_PROBES
         method = others[turn % len(others)]
         if method == "off":
